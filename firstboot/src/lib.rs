@@ -1,0 +1,30 @@
+//! The first-boot agent: `datasource -> NodeSpec; (NodeSpec, Facts, State) -> Plan -> apply steps -> register -> watch`.
+
+pub mod apply;
+pub mod birth;
+pub mod cli;
+pub mod datasource;
+pub mod durable;
+pub mod etcd;
+pub mod facts;
+pub mod handover;
+pub mod image_info;
+pub mod layout;
+pub mod pki;
+pub mod plan;
+pub mod problem;
+pub mod profile;
+pub mod register;
+pub mod render;
+pub mod retry;
+pub mod run;
+pub mod server;
+pub mod spec;
+pub mod sql;
+pub mod state;
+pub mod status;
+pub mod step;
+pub mod tool;
+pub mod user_data;
+pub mod verdict;
+pub mod watch;
