@@ -1,1 +1,87 @@
-//! (being written)
+//! The command line: one file per subcommand, each with its `Args` and `run`. Adding one is three edits: the file, a
+//! variant of [`Command`], a line in [`dispatch`].
+//!
+//! Exit codes: 0 done; 1 refused or failed, the message says what to do; 2 wrong usage; 70 a bug of ours.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::progress::Ui;
+
+pub mod doctor;
+mod failure;
+
+/// Exit code for a bug of ours (`EX_SOFTWARE` of sysexits.h).
+const EXIT_BUG: u8 = 70;
+
+/// Bake once, boot anywhere: immutable PostgreSQL high-availability nodes.
+#[derive(Debug, Parser)]
+#[command(name = "pgkiln", version, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    /// Write the result as one JSON object to standard output; everything else goes to standard error.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Cache for packages and root trees [default: $XDG_CACHE_HOME/pgkiln or ~/.cache/pgkiln].
+    #[arg(long, global = true, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 done; 1 refused or failed, the message says what to do; 2 wrong usage; 70 a bug of pgkiln.
+More on standard error: PGKILN_LOG=debug.";
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Check what this host needs for baking, the lab and the tests, and say why
+    Doctor(doctor::Args),
+}
+
+fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
+    match command {
+        Command::Doctor(args) => doctor::run(args, ui),
+    }
+}
+
+/// The whole program: arguments in, exit code out.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PGKILN_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ui = Ui::new(cli.json, cli.cache.unwrap_or_else(default_cache_dir));
+    // Unwinding ends the lab and removes temporary directories before we go.
+    match panic::catch_unwind(AssertUnwindSafe(|| dispatch(cli.command, &ui))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            failure::report(&error, cli.json);
+            ExitCode::FAILURE
+        }
+        Err(panic) => {
+            failure::report_bug(panic.as_ref(), cli.json);
+            ExitCode::from(EXIT_BUG)
+        }
+    }
+}
+
+/// The cache directory of the XDG base directory rules.
+pub fn default_cache_dir() -> PathBuf {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .unwrap_or_else(|| PathBuf::from("/var/cache"))
+        .join("pgkiln")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
