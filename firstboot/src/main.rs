@@ -1,1 +1,3 @@
-fn main(){}
+//! `firstboot`, the first-boot agent.
+
+fn main() {}

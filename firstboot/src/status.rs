@@ -1,1 +1,255 @@
-//! (being written)
+//! What this node is doing, in plain words, for whoever looks at two in the morning: kept in memory, mirrored to
+//! `/run/pgkiln/status.json` on every change, printed by `firstboot status`.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Problem;
+
+/// Where the agent is in its life.
+///
+/// ```text
+/// Searching -> Planning -> Applying <-> Waiting -> Joining -> Running -> HandingOver
+///      \___________\__________\____________\__________\-> Failed
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Looking for metadata.
+    Searching,
+    /// Comparing specification, machine and records.
+    Planning,
+    /// Something outside this node must happen first; `waiting_for` says what.
+    Waiting,
+    /// Running steps.
+    Applying,
+    /// Becoming a member of the cluster.
+    Joining,
+    /// Doing the role's work.
+    Running,
+    /// Stopping in order.
+    HandingOver,
+    /// Stopped for good; `error` says why and what to do.
+    Failed,
+}
+
+/// What a good boot means for this node (`boot-complete.target` follows it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// This node does its role's work.
+    Good,
+    /// It cannot: invalid configuration, or a service that does not start here.
+    Bad,
+    /// Peers, etcd or a rebuild are pending: wait, never reboot.
+    Undecided,
+}
+
+/// State of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StepState {
+    /// Not begun.
+    Pending,
+    /// Being applied.
+    Running,
+    /// Applied in this run.
+    Done,
+    /// Recorded with the same input: nothing to do.
+    Unchanged,
+    /// Failed.
+    Failed,
+}
+
+/// One line of the step list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepStatus {
+    /// Identifier of the step.
+    pub id: String,
+    /// How far it is.
+    pub state: StepState,
+    /// How long it took or has taken.
+    pub seconds: Option<f64>,
+    /// What it does, or why it failed.
+    pub detail: String,
+}
+
+/// A key of the user-data that had no effect, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IgnoredKey {
+    /// Dotted path of the key.
+    pub key: String,
+    /// Line in the user-data.
+    pub line: u64,
+}
+
+/// The object of `firstboot status --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of this object.
+    pub schema: u32,
+    /// Where the agent is.
+    pub phase: Phase,
+    /// What it waits for, in plain words with the remedy; `null` if nothing.
+    pub waiting_for: Option<String>,
+    /// When phase or `waiting_for` last changed (RFC 3339, UTC).
+    pub since: String,
+    /// Cluster name.
+    pub cluster: Option<String>,
+    /// Slot of this node.
+    pub slot: Option<String>,
+    /// Role of this node.
+    pub role: Option<String>,
+    /// The plan's steps.
+    pub steps: Vec<StepStatus>,
+    /// Good, bad or undecided.
+    pub verdict: Verdict,
+    /// Why the agent failed.
+    pub error: Option<Problem>,
+    /// Things a reader should know although the node works (stored specification in use, unfenced …).
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// Keys of the user-data without effect.
+    pub ignored_keys: Vec<IgnoredKey>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            schema: 1,
+            phase: Phase::Searching,
+            waiting_for: None,
+            since: now(),
+            cluster: None,
+            slot: None,
+            role: None,
+            steps: Vec::new(),
+            verdict: Verdict::Undecided,
+            error: None,
+            notes: Vec::new(),
+            ignored_keys: Vec::new(),
+        }
+    }
+}
+
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Shared handle: every part of the agent reports through it.
+#[derive(Debug, Clone)]
+pub struct Board {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    status: Status,
+    path: Option<PathBuf>,
+    said: Option<(String, Instant)>,
+}
+
+impl Board {
+    /// A board mirrored to `path`; `None` keeps it in memory (tests, `plan`).
+    pub fn new(path: Option<PathBuf>) -> Self {
+        Self { inner: Arc::new(Mutex::new(Inner { status: Status::default(), path, said: None })) }
+    }
+
+    /// A copy of the present status.
+    pub fn get(&self) -> Status {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).status.clone()
+    }
+
+    /// Changes the status and mirrors it if it differs.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = inner.status.clone();
+        change(&mut inner.status);
+        if inner.status == before {
+            return;
+        }
+        if (inner.status.phase, &inner.status.waiting_for) != (before.phase, &before.waiting_for) {
+            inner.status.since = now();
+        }
+        let Some(path) = &inner.path else { return };
+        let written = serde_json::to_vec_pretty(&inner.status)
+            .map_err(anyhow::Error::from)
+            .and_then(|text| crate::durable::write_volatile(path, &text, 0o644, None));
+        if let Err(error) = written {
+            tracing::warn!("status not written: {error:#}");
+        }
+    }
+
+    /// Enters a phase; nothing is waited for any more.
+    pub fn phase(&self, phase: Phase) {
+        self.update(|s| {
+            s.phase = phase;
+            s.waiting_for = None;
+        });
+    }
+
+    /// Says what is waited for. The journal hears a new reason at once and the same one every 30 s, the file always.
+    pub fn waiting(&self, reason: impl Into<String>) {
+        let reason = reason.into();
+        {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            // Numbers change with every attempt ("for 12 s"): the same reason otherwise.
+            let shape: String = reason.chars().filter(|c| !c.is_ascii_digit()).collect();
+            let repeat = matches!(&inner.said, Some((said, at)) if *said == shape && at.elapsed().as_secs() < 30);
+            if !repeat {
+                tracing::info!("waiting for {reason}");
+                inner.said = Some((shape, Instant::now()));
+            }
+        }
+        self.update(|s| s.waiting_for = Some(reason));
+    }
+
+    /// Nothing is waited for any more.
+    pub fn waited(&self) {
+        self.update(|s| s.waiting_for = None);
+    }
+
+    /// Sets the verdict.
+    pub fn verdict(&self, verdict: Verdict) {
+        self.update(|s| s.verdict = verdict);
+    }
+
+    /// Adds a note once.
+    pub fn note(&self, note: impl Into<String>) {
+        let note = note.into();
+        self.update(|s| {
+            if !s.notes.contains(&note) {
+                s.notes.push(note);
+            }
+        });
+    }
+
+    /// The agent stops for good.
+    pub fn failed(&self, problem: Problem) {
+        self.update(|s| {
+            s.phase = Phase::Failed;
+            s.verdict = Verdict::Bad;
+            s.error = Some(problem);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirrors_changes_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("status.json");
+        let board = Board::new(Some(path.clone()));
+        board.waiting("pg-2 (10.0.0.12:8443): connection refused for 1 s");
+        let read: Status = crate::durable::read_json(&path).unwrap().unwrap();
+        assert_eq!(read.waiting_for.as_deref(), Some("pg-2 (10.0.0.12:8443): connection refused for 1 s"));
+        fs_err::remove_file(&path).unwrap();
+        board.waiting("pg-2 (10.0.0.12:8443): connection refused for 1 s");
+        assert!(!path.exists());
+    }
+}

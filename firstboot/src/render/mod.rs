@@ -1,1 +1,26 @@
-//! (being written)
+//! Specification to bytes: pure functions without input or output, golden-tested. What they return, `apply` writes.
+
+pub mod etcd;
+
+use std::net::IpAddr;
+
+use crate::spec::NodeSpec;
+
+/// What rendering looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// The accepted specification.
+    pub spec: &'a NodeSpec,
+    /// This node's address.
+    pub ip: IpAddr,
+    /// Version of etcd in the image.
+    pub etcd_version: (u32, u32, u32),
+}
+
+/// An address as it stands in a URL.
+pub fn host(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}

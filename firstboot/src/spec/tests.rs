@@ -1,0 +1,82 @@
+//! Good and bad specifications: every bad one names its line and its remedy.
+
+use super::*;
+
+const GOOD: &str = include_str!("testdata/node.yaml");
+
+fn problems(text: &str) -> Vec<String> {
+    let problems = NodeSpec::from_text(text, "user-data").expect_err("accepted");
+    problems.iter().map(ToString::to_string).collect()
+}
+
+fn with(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "testdata has no `{from}`");
+    GOOD.replace(from, to)
+}
+
+#[test]
+fn what_one_writes_the_other_reads() {
+    let spec = NodeSpec::from_text(GOOD, "user-data").expect("good");
+    assert_eq!(spec.ip(), Some("10.0.0.11".parse().unwrap()));
+    let json = serde_json::to_string(&spec).unwrap();
+    assert_eq!(NodeSpec::from_text(&json, "spec.json").expect("JSON"), spec);
+    let yaml = serde_saphyr::to_string(&spec).unwrap();
+    assert_eq!(NodeSpec::from_text(&yaml, "seed").expect("YAML"), spec);
+}
+
+#[test]
+fn nothing_secret_is_printed() {
+    let spec = NodeSpec::from_text(GOOD, "user-data").expect("good");
+    assert!(!format!("{spec:?}").contains("secret-"));
+    assert!(!serde_json::to_string(&spec.without_secrets()).unwrap().contains("secret-"));
+}
+
+#[test]
+fn all_problems_at_once() {
+    let text = with("role: node", "role: nod").replace("durability:", "durabilty:").replace("10.0.0.12", "10.0.0.1x");
+    let text = text.replace("rewind: secret-rewind", "rewnd: x");
+    let found = problems(&text);
+    insta::assert_snapshot!(found.join("\n"), @r"
+    user-data:4: unknown role `nod`
+      hint: did you mean `node`?
+    user-data:6: `pgkiln.seeds.pg-2`: `10.0.0.1x` is not valid
+      hint: write it like `10.0.0.11`
+    user-data:9: unknown key `durabilty` in `pgkiln.postgres`
+      hint: did you mean `durability`?
+    user-data:25: unknown key `rewnd` in `pgkiln.founding.passwords`
+      hint: did you mean `rewind`?
+    user-data:23: missing secret: password `rewind`
+      hint: write the seed again with `pgkiln cluster seed --embed-secrets`
+    ");
+}
+
+#[test]
+fn one_wrong_thing_each() {
+    let cases = [
+        ("pg-3: 10.0.0.13}", "pg-3: 10.0.0.13, pg-4: 10.0.0.14}", "user-data:6: four seeds"),
+        ("pg-3: 10.0.0.13}", "pg-2: 10.0.0.13}", "user-data:6: invalid YAML: duplicate mapping key"),
+        ("pg-3: 10.0.0.13}", "pg-3: 10.0.0.12}", "have the same address 10.0.0.12"),
+        ("address: 10.0.0.11/24", "address: 10.9.0.11/24", "is outside the subnet of address 10.9.0.11/24"),
+        ("address: 10.0.0.11/24", "address: 10.0.0.99/24", "differs from seed `pg-1`"),
+        ("slot: pg-1", "slot: pg-l", "slot `pg-l` is not among the seeds"),
+        ("schema: 1\ncluster", "schema: 2\ncluster", "schema 2 is not known"),
+        ("work_mem: 32MB", "wal_level: minimal", "parameter `wal_level` is set by the agent"),
+        ("owner: orders_app", "owner: orders_ap", "which is not listed"),
+        ("    orders_app: SCRAM", "    other: SCRAM", "missing secret: no verifier for role `orders_app`"),
+        ("client_networks: [10.0.0.0/16]", "client_networks: 10.0.0.0/16", "must be a list"),
+        ("role: node", "role: node\nfoo", "user-data:"),
+    ];
+    for (from, to, expected) in cases {
+        let found = problems(&with(from, to));
+        assert!(found.iter().any(|p| p.contains(expected)), "{expected}: {found:#?}");
+        assert!(found.iter().all(|p| p.starts_with("user-data:") && p.contains("hint: ")), "{found:#?}");
+    }
+}
+
+#[test]
+fn a_first_boot_needs_secrets() {
+    let mut spec = NodeSpec::from_text(GOOD, "user-data").expect("good");
+    assert!(missing_secrets(&spec, "user-data").is_none());
+    spec.founding = None;
+    assert!(missing_secrets(&spec, "user-data").is_some());
+}
