@@ -57,13 +57,28 @@ pub fn main() -> ExitCode {
     match panic::catch_unwind(AssertUnwindSafe(|| dispatch(cli.command, &ui))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            failure::report(&error, cli.json);
+            match error.downcast_ref::<AlreadyTold>() {
+                Some(AlreadyTold(error)) => failure::report(error, false),
+                None => failure::report(&error, cli.json),
+            }
             ExitCode::FAILURE
         }
         Err(panic) => {
             failure::report_bug(panic.as_ref(), cli.json);
             ExitCode::from(EXIT_BUG)
         }
+    }
+}
+
+/// A failure that the JSON result tells already; only the exit code and stderr are left to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+pub struct AlreadyTold(anyhow::Error);
+
+impl AlreadyTold {
+    /// Marks `error` as told in the object on standard output.
+    pub fn in_the_result(error: anyhow::Error) -> anyhow::Error {
+        Self(error).into()
     }
 }
 
