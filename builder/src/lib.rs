@@ -18,5 +18,6 @@ pub mod manifest;
 pub mod problem;
 pub mod progress;
 pub mod sandbox;
+pub mod strict;
 pub mod tool;
 pub mod unpack;
