@@ -1,0 +1,290 @@
+//! Leaves from the intermediate: 90 days, ECDSA P-256, both usages, reused as long as they fit.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use fs_err as fs;
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use uuid::Uuid;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::durable;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long a leaf lives. Never beyond its intermediate.
+const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+/// A leaf is issued anew at boot when less than this is left.
+const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Clocks of a founding cluster may differ a little.
+const BACKDATE: Duration = Duration::from_secs(3600);
+
+/// What one certificate must say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// File stem: `<name>.pem` (leaf and intermediate) and `<name>.key`.
+    pub name: String,
+    /// Common name.
+    pub common_name: String,
+    /// DNS names.
+    pub dns: Vec<String>,
+    /// Addresses.
+    pub ips: Vec<IpAddr>,
+}
+
+/// Names that say what the holder of a certificate is.
+pub mod names {
+    use uuid::Uuid;
+
+    /// Carried by voters only; etcd's peer port asks for it.
+    pub fn etcd_peer(cluster: Uuid) -> String {
+        format!("etcd-peer.{cluster}")
+    }
+
+    /// Carried by agents only; port 8443 asks for it.
+    pub fn agent(cluster: Uuid) -> String {
+        format!("agent.{cluster}")
+    }
+}
+
+impl Leaf {
+    fn new(name: &str, common_name: String, dns: Vec<String>, ips: Vec<IpAddr>) -> Self {
+        Self { name: name.to_owned(), common_name, dns, ips }
+    }
+
+    /// The agent's own: server on 8443 and client of peers, etcd and Patroni.
+    pub fn agent(slot: &str, ip: IpAddr, cluster: Uuid) -> Self {
+        Self::new("agent", format!("agent {slot}"), vec![slot.to_owned(), names::agent(cluster)], vec![ip])
+    }
+
+    /// etcd's client and peer ports.
+    pub fn etcd(slot: &str, ip: IpAddr, cluster: Uuid) -> Self {
+        let dns = vec![slot.to_owned(), "localhost".to_owned(), names::etcd_peer(cluster)];
+        Self::new("etcd", format!("etcd {slot}"), dns, vec![ip, Ipv4Addr::LOCALHOST.into()])
+    }
+
+    /// Patroni's REST interface, and Patroni as a client of etcd.
+    pub fn patroni(slot: &str, ip: IpAddr) -> Self {
+        let dns = vec![slot.to_owned(), "localhost".to_owned()];
+        Self::new("patroni", format!("patroni {slot}"), dns, vec![ip, Ipv4Addr::LOCALHOST.into()])
+    }
+
+    /// PostgreSQL: slot, cluster name (what clients verify), own and virtual address.
+    pub fn postgresql(slot: &str, cluster_name: &str, ip: IpAddr, vip: Option<IpAddr>) -> Self {
+        let mut ips = vec![ip];
+        ips.extend(vip);
+        Self::new("postgresql", format!("postgresql {slot}"), vec![slot.to_owned(), cluster_name.to_owned()], ips)
+    }
+
+    /// HAProxy as a client of Patroni's health checks.
+    pub fn haproxy(slot: &str) -> Self {
+        Self::new("haproxy", format!("haproxy {slot}"), vec![format!("haproxy.{slot}")], Vec::new())
+    }
+}
+
+/// The intermediate with its key, ready to sign.
+pub struct Signer {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    der: CertificateDer<'static>,
+    not_after: SystemTime,
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signer(****)")
+    }
+}
+
+impl Signer {
+    /// Checks that certificate and key belong together and that the certificate may still sign.
+    pub fn new(cert_pem: &str, key_pem: &str) -> Result<Self> {
+        let key = KeyPair::from_pem(key_pem).context("reading the intermediate's key")?;
+        let der = CertificateDer::from_pem_slice(cert_pem.as_bytes()).context("reading the intermediate")?;
+        let not_after = {
+            let (_, cert) = X509Certificate::from_der(&der).context("reading the intermediate")?;
+            anyhow::ensure!(cert.is_ca(), "the intermediate is not a CA certificate");
+            anyhow::ensure!(
+                cert.public_key().subject_public_key.data.as_ref() == key.public_key_raw(),
+                "the intermediate's key does not belong to its certificate"
+            );
+            at(cert.validity().not_after.timestamp())
+        };
+        anyhow::ensure!(not_after > SystemTime::now(), "the intermediate certificate has expired");
+        let issuer = Issuer::from_ca_cert_der(&der, key).context("reading the intermediate")?;
+        Ok(Self { issuer, pem: cert_pem.trim_end().to_owned() + "\n", der, not_after })
+    }
+
+    fn sign(&self, leaf: &Leaf, key: &KeyPair) -> Result<String> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, &leaf.common_name);
+        for name in &leaf.dns {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().context("name in a certificate")?));
+        }
+        params.subject_alt_names.extend(leaf.ips.iter().map(|ip| SanType::IpAddress(*ip)));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        let now = SystemTime::now();
+        params.not_before = epoch + since_epoch(now - BACKDATE);
+        params.not_after = epoch + since_epoch((now + LIFETIME).min(self.not_after));
+        let cert = params.signed_by(key, &self.issuer).with_context(|| format!("signing `{}`", leaf.name))?;
+        Ok(cert.pem() + &self.pem)
+    }
+}
+
+/// Makes `<dir>/<name>.pem` and `.key` what `leaf` asks for; `true` if something was issued.
+///
+/// An existing pair is kept if it fits: same names, this intermediate, enough time left. The key is written first and
+/// reused by a run that follows a kill in between: whatever is on disk is either nothing, a key, or a matching pair.
+pub fn ensure(dir: &Path, leaf: &Leaf, signer: &Signer) -> Result<bool> {
+    let (cert_path, key_path) = (dir.join(format!("{}.pem", leaf.name)), dir.join(format!("{}.key", leaf.name)));
+    let key = match fs::read_to_string(&key_path) {
+        Ok(pem) => KeyPair::from_pem(&pem).ok(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(e.into()),
+    };
+    if let Some(key) = &key
+        && let Ok(chain) = fs::read(&cert_path)
+        && fits(&chain, leaf, signer, key)
+    {
+        return Ok(false);
+    }
+    let key = match key {
+        Some(key) => key,
+        None => {
+            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("generating a key")?;
+            durable::write(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+            key
+        }
+    };
+    durable::write(&cert_path, signer.sign(leaf, &key)?.as_bytes(), 0o644)?;
+    Ok(true)
+}
+
+fn fits(chain: &[u8], leaf: &Leaf, signer: &Signer, key: &KeyPair) -> bool {
+    let certs: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(chain).filter_map(Result::ok).collect();
+    let [cert, issuer] = certs.as_slice() else { return false };
+    let Ok((_, parsed)) = X509Certificate::from_der(cert) else { return false };
+    let enough = at(parsed.validity().not_after.timestamp()).min(signer.not_after)
+        >= (SystemTime::now() + RENEW_BEFORE).min(signer.not_after - DAY);
+    *issuer == signer.der
+        && enough
+        && at(parsed.validity().not_before.timestamp()) <= SystemTime::now()
+        && parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
+        && sans(&parsed) == wanted(leaf)
+}
+
+fn sans(cert: &X509Certificate<'_>) -> Vec<String> {
+    let Ok(Some(extension)) = cert.subject_alternative_name() else { return Vec::new() };
+    let mut names: Vec<_> = extension
+        .value
+        .general_names
+        .iter()
+        .map(|name| match name {
+            GeneralName::DNSName(name) => (*name).to_owned(),
+            GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
+                Ok(v4) => IpAddr::from(v4).to_string(),
+                Err(_) => {
+                    <[u8; 16]>::try_from(*bytes).map_or_else(|_| "?".to_owned(), |v6| IpAddr::from(v6).to_string())
+                }
+            },
+            _ => "?".to_owned(),
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+fn wanted(leaf: &Leaf) -> Vec<String> {
+    let mut names: Vec<_> = leaf.dns.iter().cloned().chain(leaf.ips.iter().map(IpAddr::to_string)).collect();
+    names.sort();
+    names
+}
+
+fn at(timestamp: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(timestamp.try_into().unwrap_or(0))
+}
+
+fn since_epoch(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rcgen::{BasicConstraints, IsCa};
+
+    use super::*;
+
+    /// Root and intermediate as the operator makes them.
+    pub(crate) struct TestCa {
+        pub(crate) root: String,
+        pub(crate) intermediate: String,
+        pub(crate) key: String,
+    }
+
+    impl TestCa {
+        pub(crate) fn new() -> Self {
+            let ca = |cn: &str, constraint| {
+                let mut params = CertificateParams::default();
+                params.distinguished_name = DistinguishedName::new();
+                params.distinguished_name.push(DnType::CommonName, cn);
+                params.is_ca = IsCa::Ca(constraint);
+                params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+                params
+            };
+            let root_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+            let root_params = ca("root", BasicConstraints::Unconstrained);
+            let root = root_params.self_signed(&root_key).unwrap().pem();
+            let issuer = Issuer::new(root_params, root_key);
+            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+            let mut params = ca("intermediate", BasicConstraints::Constrained(0));
+            params.use_authority_key_identifier_extension = true;
+            let intermediate = params.signed_by(&key, &issuer).unwrap().pem();
+            Self { root, intermediate, key: key.serialize_pem() }
+        }
+
+        pub(crate) fn signer(&self) -> Signer {
+            Signer::new(&self.intermediate, &self.key).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_fitting_pair_is_kept_and_any_change_issues_anew() {
+        let (ca, dir, uuid) = (TestCa::new(), tempfile::tempdir().unwrap(), Uuid::new_v4());
+        let leaf = Leaf::etcd("pg-1", "10.0.0.11".parse().unwrap(), uuid);
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        assert!(ensure(dir.path(), &leaf, &ca.signer()).unwrap());
+        let (cert, key) = (read("etcd.pem"), read("etcd.key"));
+        assert!(!ensure(dir.path(), &leaf, &ca.signer()).unwrap());
+        assert_eq!((&cert, &key), (&read("etcd.pem"), &read("etcd.key")));
+        let mode = fs::metadata(dir.path().join("etcd.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        let moved = Leaf::etcd("pg-1", "10.0.0.99".parse().unwrap(), uuid);
+        assert!(ensure(dir.path(), &moved, &ca.signer()).unwrap(), "another address");
+        assert!(ensure(dir.path(), &moved, &TestCa::new().signer()).unwrap(), "another intermediate");
+        fs::remove_file(dir.path().join("etcd.key")).unwrap();
+        assert!(ensure(dir.path(), &moved, &ca.signer()).unwrap(), "lost key");
+        assert_ne!(key, read("etcd.key"));
+        // Killed between key and certificate: the pair on disk does not match yet.
+        fs::write(dir.path().join("etcd.pem"), &cert).unwrap();
+        assert!(ensure(dir.path(), &leaf, &ca.signer()).unwrap(), "certificate of another key");
+    }
+
+    #[test]
+    fn a_key_of_another_intermediate_is_refused() {
+        let (one, two) = (TestCa::new(), TestCa::new());
+        let error = Signer::new(&one.intermediate, &two.key).unwrap_err();
+        assert!(error.to_string().contains("does not belong"), "{error:#}");
+    }
+}
