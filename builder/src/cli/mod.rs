@@ -11,6 +11,7 @@ use clap::Parser;
 
 use crate::progress::Ui;
 
+pub mod cluster;
 pub mod doctor;
 mod failure;
 
@@ -37,12 +38,15 @@ More on standard error: PGKILN_LOG=debug.";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Define a cluster and write its nodes' seeds
+    Cluster(cluster::Args),
     /// Check what this host needs for baking, the lab and the tests, and say why
     Doctor(doctor::Args),
 }
 
 fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
     match command {
+        Command::Cluster(args) => cluster::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
     }
 }

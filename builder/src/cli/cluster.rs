@@ -1,0 +1,179 @@
+//! `pgkiln cluster`: see [`crate::cluster`].
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde_json::json;
+
+use crate::cluster::{self, Cluster, Options, SeedFormat};
+use crate::progress::Ui;
+
+/// Arguments of `pgkiln cluster`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Define a cluster: certificate authorities, passwords, tokens, in a directory only you can read
+    New(New),
+    /// Write what each node reads at first boot
+    Seed(Seed),
+    /// Print the password of a role
+    Secret(Secret),
+    /// Show what the cluster's directory defines; contacts no node
+    Status(Status),
+}
+
+#[derive(Debug, clap::Args)]
+struct New {
+    /// Name of the cluster: lower-case letters, digits and hyphens
+    name: String,
+    /// The nodes, 1, 3 or 5 of them: ADDRESS, or SLOT=ADDRESS (slots default to pg-1, pg-2, …)
+    #[arg(long, required = true, value_delimiter = ',', value_name = "[SLOT=]ADDRESS")]
+    nodes: Vec<String>,
+    /// Network of the nodes, like 10.0.0.0/24
+    #[arg(long, value_name = "CIDR", conflicts_with = "prefix_len")]
+    subnet: Option<IpNet>,
+    /// Prefix length of the nodes' addresses [default: 24, for IPv6 64]
+    #[arg(long, value_name = "BITS")]
+    prefix_len: Option<u8>,
+    /// Default route of the nodes
+    #[arg(long, value_name = "ADDRESS")]
+    gateway: Option<IpAddr>,
+    /// Database to create
+    #[arg(long, value_name = "NAME")]
+    database: Option<String>,
+    /// Role that owns it and logs in [default: NAME_app]
+    #[arg(long, value_name = "ROLE")]
+    owner: Option<String>,
+    /// Network whose clients may log in with TLS and password; may be repeated [default: only the cluster's own]
+    #[arg(long = "client-network", value_name = "CIDR", value_delimiter = ',')]
+    client_networks: Vec<IpNet>,
+    /// Directory to create [default: $XDG_DATA_HOME/pgkiln/clusters/NAME]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Seed {
+    /// Name of the cluster, or its directory
+    cluster: String,
+    /// Only the seed of this slot [default: all]
+    #[arg(long)]
+    slot: Option<String>,
+    /// Shape of a seed
+    #[arg(long, value_enum, default_value = "dir")]
+    format: SeedFormat,
+    /// Put the intermediate CA's key and the cluster's passwords into the seeds; founding nodes need them
+    #[arg(long)]
+    embed_secrets: bool,
+    /// Directory for the seeds: DIR/SLOT, DIR/SLOT.iso or DIR/SLOT.user-data
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Secret {
+    /// Name of the cluster, or its directory
+    cluster: String,
+    /// The role: one of the cluster's own, or `postgres`
+    role: String,
+    /// First generate the password of a role that was added to cluster.toml and has none yet
+    #[arg(long)]
+    generate: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Status {
+    /// Name of the cluster, or its directory
+    cluster: String,
+}
+
+/// Runs the command.
+pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
+    match args.command {
+        Command::New(args) => new(args, ui),
+        Command::Seed(args) => seed(args, ui),
+        Command::Secret(args) => secret(&args, ui),
+        Command::Status(args) => status(&args, ui),
+    }
+}
+
+fn new(args: New, ui: &Ui) -> anyhow::Result<()> {
+    let dir = args.dir.unwrap_or_else(|| cluster::default_dir(&args.name));
+    let definition = Options {
+        name: args.name,
+        nodes: args.nodes,
+        subnet: args.subnet,
+        prefix_len: args.prefix_len,
+        gateway: args.gateway,
+        database: args.database,
+        owner: args.owner,
+        client_networks: args.client_networks,
+    }
+    .definition()?;
+    let cluster = cluster::create(&dir, definition)?;
+    let (name, dir) = (&cluster.definition.name, dir.display());
+    let by = if cluster::default_dir(name) == cluster.dir() { name.clone() } else { dir.to_string() };
+    ui.say(format!("cluster `{name}` is defined in {dir}: it holds the root CA's key and all passwords, keep it safe"));
+    ui.say(format!("next:\n  pgkiln cluster seed {by} --embed-secrets --to seeds"));
+    for role in cluster.definition.login_roles() {
+        ui.say(format!("  pgkiln cluster secret {by} {role}"));
+    }
+    ui.result(&json!({ "cluster": name, "uuid": cluster.definition.uuid, "dir": cluster.dir() }))
+}
+
+fn seed(args: Seed, ui: &Ui) -> anyhow::Result<()> {
+    let cluster = cluster::find(&args.cluster)?;
+    let all = || cluster.definition.nodes.iter().map(|node| node.slot.clone()).collect();
+    let slots: Vec<String> = args.slot.map_or_else(all, |slot| vec![slot]);
+    let paths = cluster.write_seeds(&slots, args.format, &args.to, args.embed_secrets)?;
+    let written: Vec<_> = slots.iter().zip(&paths).map(|(slot, path)| json!({ "slot": slot, "path": path })).collect();
+    for (slot, path) in slots.iter().zip(&paths) {
+        ui.say(format!("{slot}: {}", path.display()));
+    }
+    ui.say("these seeds hold secrets: delete them once the nodes run");
+    ui.result(&json!({ "cluster": cluster.definition.name, "seeds": written }))
+}
+
+fn secret(args: &Secret, ui: &Ui) -> anyhow::Result<()> {
+    let cluster = cluster::find(&args.cluster)?;
+    if args.generate {
+        cluster.generate_secret(&args.role)?;
+    }
+    let password = cluster.secret(&args.role)?;
+    ui.say(password.expose());
+    ui.result(&json!({ "cluster": cluster.definition.name, "role": args.role, "password": password.expose() }))
+}
+
+fn status(args: &Status, ui: &Ui) -> anyhow::Result<()> {
+    let cluster = cluster::find(&args.cluster)?;
+    let definition = &cluster.definition;
+    let expires = jiff::Timestamp::from_second(cluster.intermediate_expires_at()?)?;
+    ui.say(format!("cluster {}  {}  subnet {}", definition.name, definition.uuid, definition.subnet));
+    for node in &definition.nodes {
+        ui.say(format!("  {}  {}", node.slot, node.address));
+    }
+    ui.say(format!("root certificate {}", cluster.ca_pem_path().display()));
+    ui.say(describe_expiry(expires, &cluster));
+    ui.result(&json!({
+        "cluster": definition.name,
+        "uuid": definition.uuid,
+        "nodes": definition.nodes,
+        "ca": cluster.ca_pem_path(),
+        "intermediate_expires_at": expires.to_string(),
+    }))
+}
+
+fn describe_expiry(expires: jiff::Timestamp, cluster: &Cluster) -> String {
+    let days = (expires.as_second() - jiff::Timestamp::now().as_second()) / 86_400;
+    let name = &cluster.definition.name;
+    match days {
+        ..0 => format!("intermediate certificate EXPIRED at {expires}: no node of `{name}` can be founded any more"),
+        _ => format!("intermediate certificate ends {expires} (in {days} days)"),
+    }
+}

@@ -1,0 +1,125 @@
+//! `cluster.toml`: what a cluster is, without anything secret. Written by `pgkiln cluster new`, edited by its operator,
+//! read strictly ([`super::read`]).
+
+use std::net::IpAddr;
+
+use firstboot::spec::{self, Durability, NodeSpec, Postgres, Role, Vip};
+use ipnet::IpNet;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Version of `cluster.toml`.
+pub(super) const SCHEMA: i64 = 1;
+
+/// What a cluster is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Definition {
+    /// Version of the format.
+    pub schema: i64,
+    /// Name: Patroni's scope, and the host name clients verify.
+    pub name: String,
+    /// Identity; a new one is a new cluster.
+    pub uuid: Uuid,
+    /// What the nodes do.
+    pub role: Role,
+    /// Network of the nodes; their addresses get its prefix length.
+    pub subnet: IpNet,
+    /// Router of that network, if the nodes are to have a default route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// Name servers of the nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<IpAddr>,
+    /// Networks whose clients may log in (TLS and password); besides the cluster's own addresses.
+    pub client_networks: Vec<IpNet>,
+    /// Keys that may log in as root; without any, sshd stays off.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ssh_authorized_keys: Vec<String>,
+    /// Virtual IP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vip: Option<Vip>,
+    /// The voters: 1, 3 or 5.
+    pub nodes: Vec<Node>,
+    /// PostgreSQL: durability, recovery time, databases, roles, parameters.
+    pub postgres: Postgres,
+}
+
+/// One place in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// Stable name; survives re-imaging.
+    pub slot: String,
+    /// Address within the subnet.
+    pub address: IpAddr,
+    /// MAC address of its interface, where the machine has more than one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+}
+
+impl Definition {
+    /// A cluster of these nodes with a new identity and no client network, database or role.
+    pub fn new(name: impl Into<String>, subnet: IpNet, nodes: Vec<Node>) -> Self {
+        Self {
+            schema: SCHEMA,
+            name: name.into(),
+            uuid: Uuid::new_v4(),
+            role: Role::Node,
+            subnet: subnet.trunc(),
+            gateway: None,
+            nameservers: Vec::new(),
+            client_networks: Vec::new(),
+            ssh_authorized_keys: Vec::new(),
+            vip: None,
+            nodes,
+            postgres: Postgres { durability: Durability::ZeroLoss, ..Postgres::default() },
+        }
+    }
+
+    /// Adds a database and the role that owns it and may log in.
+    #[must_use]
+    pub fn with_database(mut self, name: &str, owner: &str) -> Self {
+        self.postgres.databases.push(spec::Database { name: name.to_owned(), owner: Some(owner.to_owned()) });
+        self.postgres.roles.push(spec::PgRole { name: owner.to_owned(), login: true });
+        self
+    }
+
+    /// The node in `slot`.
+    pub fn node(&self, slot: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.slot == slot)
+    }
+
+    /// Roles that log in, and so have a password.
+    pub fn login_roles(&self) -> impl Iterator<Item = &str> {
+        self.postgres.roles.iter().filter(|role| role.login).map(|role| role.name.as_str())
+    }
+
+    /// `cluster.toml`.
+    pub fn to_toml(&self) -> anyhow::Result<String> {
+        let body = toml::to_string(self)?;
+        Ok(format!(
+            "# Cluster `{}`. Edit, then write its seeds again: pgkiln cluster seed. `uuid` is its identity; never change it.\n\
+             {body}",
+            self.name
+        ))
+    }
+
+    /// What the node in `slot` must become; without secrets.
+    pub fn node_spec(&self, node: &Node, ca_sha256: &str) -> NodeSpec {
+        NodeSpec {
+            schema: spec::SCHEMA,
+            cluster: spec::Cluster { name: self.name.clone(), uuid: self.uuid, ca_sha256: ca_sha256.to_owned() },
+            slot: node.slot.clone(),
+            role: self.role,
+            address: IpNet::new(node.address, self.subnet.prefix_len()).ok(),
+            seeds: self.nodes.iter().map(|node| (node.slot.clone(), node.address)).collect(),
+            join: None,
+            vip: self.vip.clone(),
+            client_networks: self.client_networks.clone(),
+            postgres: self.postgres.clone(),
+            backup: None,
+            pooler: spec::Pooler::default(),
+            disks: spec::Disks::default(),
+            founding: None,
+        }
+    }
+}
