@@ -14,6 +14,9 @@ use crate::progress::Ui;
 pub mod cluster;
 pub mod doctor;
 mod failure;
+pub mod fetch;
+pub mod lock;
+pub mod show;
 
 /// Exit code for a bug of ours (`EX_SOFTWARE` of sysexits.h).
 const EXIT_BUG: u8 = 70;
@@ -42,12 +45,21 @@ enum Command {
     Cluster(cluster::Args),
     /// Check what this host needs for baking, the lab and the tests, and say why
     Doctor(doctor::Args),
+    /// Resolve an image's packages and write image.lock
+    Lock(lock::Args),
+    /// Download an image's locked packages into the cache
+    Fetch(fetch::Args),
+    /// Show an image: components, archives, keys, lock
+    Show(show::Args),
 }
 
 fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
     match command {
         Command::Cluster(args) => cluster::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
+        Command::Lock(args) => lock::run(args, ui),
+        Command::Fetch(args) => fetch::run(args, ui),
+        Command::Show(args) => show::run(args, ui),
     }
 }
 

@@ -1,1 +1,212 @@
-//! (being written)
+//! `image.toml`: the recipe of one image, as data.
+//!
+//! [`Image::parse`] takes text and reports every problem at once with its line; [`Image::load`] does the reading. Nothing
+//! here names a distribution, except [`distribution`], the one table of official archives.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::digest::Sha256;
+use crate::problem::Problems;
+
+pub mod distribution;
+mod document;
+mod parse;
+
+pub use distribution::Distribution;
+pub(crate) use document::closest;
+
+/// A value and the line of `image.toml` it stands in, for messages that come later (an unknown package, a wrong signature).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Line number, from 1.
+    pub line: usize,
+}
+
+/// A checked recipe.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The `image.toml` it came from, as messages name it.
+    pub file: PathBuf,
+    /// Name of the image; equals its directory's.
+    pub name: String,
+    /// Row of the table of distributions.
+    pub distribution: &'static Distribution,
+    /// Main suite (`trixie`).
+    pub suite: String,
+    /// Debian architecture (`amd64`).
+    pub architecture: String,
+    /// Which machines it is for (`cloud`, `metal`); `None` for a tree that never boots.
+    pub variant: Option<String>,
+    /// Where packages come from, in the order of the file: the first one wins among equal versions.
+    pub archives: Vec<Archive>,
+    /// What the agent runs, by the field's name for it (`postgresql`, `etcd`, …).
+    pub components: BTreeMap<String, Component>,
+    /// Further packages.
+    pub packages: Vec<Located<String>>,
+    /// Package of the kernel, if the image boots.
+    pub kernel: Option<Located<String>>,
+    /// Paths not unpacked, in dpkg's `path-exclude` patterns.
+    pub path_excludes: Vec<String>,
+    /// Exceptions from [`Image::path_excludes`].
+    pub path_includes: Vec<String>,
+    /// Which outputs are made when the command line names none.
+    pub outputs: Vec<String>,
+}
+
+/// One archive: suites that share a base URL and the keys that sign them.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    /// Name within the recipe and the lock.
+    pub id: String,
+    /// Line of its table.
+    pub line: usize,
+    /// Where it is.
+    pub url: Url,
+    /// Suites used.
+    pub suites: Vec<String>,
+    /// Components used (`main`).
+    pub components: Vec<String>,
+    /// Keyring with the signing keys, armoured or not.
+    pub key: Located<PathBuf>,
+    /// Primary keys, one of which must have signed; full fingerprints.
+    pub fingerprints: Vec<String>,
+    /// apt pin priority of all its packages, if not the default of 500.
+    pub priority: Option<i64>,
+}
+
+/// Where an archive is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Url {
+    /// The mirror the host itself uses for this archive, else the official server.
+    Host,
+    /// A base URL, the part before `/dists` and `/pool`.
+    Base(String),
+    /// The distribution's snapshot service at this time (`20261122T000000Z`).
+    Snapshot(String),
+}
+
+/// Something the agent configures and runs.
+#[derive(Debug, Clone)]
+pub struct Component {
+    /// Package it is in.
+    pub package: Located<String>,
+    /// Exact version, or `None` for whatever the lock says.
+    pub pin: Option<Located<String>>,
+    /// systemd unit.
+    pub unit: Option<String>,
+    /// Programs and directories the agent needs, by name.
+    pub paths: BTreeMap<String, String>,
+}
+
+/// A package the recipe asks for by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Package name.
+    pub package: String,
+    /// Exact version, if pinned.
+    pub pin: Option<String>,
+    /// Line of `image.toml` that asks for it.
+    pub line: usize,
+}
+
+impl Wanted {
+    /// `name` or `name=version`, as apt and the lock write it.
+    pub fn spelling(&self) -> String {
+        match &self.pin {
+            Some(pin) => format!("{}={pin}", self.package),
+            None => self.package.clone(),
+        }
+    }
+}
+
+impl Image {
+    /// Checks the text of an `image.toml`; `file` is what messages call it. All problems are reported together.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, Problems> {
+        parse::parse(text, file)
+    }
+
+    /// Reads and checks `image.toml` in the directory of an image (or the file itself).
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let file = if path.is_dir() { path.join("image.toml") } else { path.to_owned() };
+        let text = fs_err::read_to_string(&file).context("reading image.toml")?;
+        Ok(Self::parse(&text, &file)?)
+    }
+
+    /// The image's directory: recipe, lock and `tree/`.
+    pub fn dir(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new("."))
+    }
+
+    /// Where its lock is.
+    pub fn lock_file(&self) -> PathBuf {
+        self.dir().join("image.lock")
+    }
+
+    /// Files copied as they are; the directory need not exist.
+    pub fn tree(&self) -> PathBuf {
+        self.dir().join("tree")
+    }
+
+    /// `images/debian-13/image.toml:12`.
+    pub fn at(&self, line: usize) -> String {
+        format!("{}:{line}", self.file.display())
+    }
+
+    /// The archive called `id`.
+    pub fn archive(&self, id: &str) -> Option<&Archive> {
+        self.archives.iter().find(|archive| archive.id == id)
+    }
+
+    /// Every package the recipe names, sorted, each once (a pin wins).
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let plain = |name: &Located<String>| Wanted { package: name.value.clone(), pin: None, line: name.line };
+        let components = self.components.values().map(|component| Wanted {
+            package: component.package.value.clone(),
+            pin: component.pin.as_ref().map(|pin| pin.value.clone()),
+            line: component.pin.as_ref().map_or(component.package.line, |pin| pin.line),
+        });
+        let mut all: Vec<Wanted> =
+            components.chain(self.kernel.iter().map(plain)).chain(self.packages.iter().map(plain)).collect();
+        all.sort_by(|a, b| (&a.package, a.pin.is_none(), a.line).cmp(&(&b.package, b.pin.is_none(), b.line)));
+        all.dedup_by(|later, first| later.package == first.package);
+        all
+    }
+
+    /// Digest of everything that decides which packages are installed; comments, outputs and excluded paths do not.
+    pub fn resolution_digest(&self) -> Sha256 {
+        #[derive(Serialize)]
+        struct Resolution<'a> {
+            distribution: &'a str,
+            suite: &'a str,
+            architecture: &'a str,
+            archives: Vec<(&'a str, &'a [String], &'a [String], &'a [String], Option<i64>, Option<&'a str>)>,
+            packages: Vec<String>,
+        }
+        let resolution = Resolution {
+            distribution: self.distribution.id,
+            suite: &self.suite,
+            architecture: &self.architecture,
+            archives: (self.archives.iter())
+                .map(|a| (&*a.id, &*a.suites, &*a.components, &*a.fingerprints, a.priority, a.url.snapshot()))
+                .collect(),
+            packages: self.wanted().iter().map(Wanted::spelling).collect(),
+        };
+        Sha256::of(serde_json::to_string(&resolution).unwrap_or_default())
+    }
+}
+
+impl Url {
+    /// The time of a snapshot: it decides what is in the archive, while a mirror's address does not.
+    pub fn snapshot(&self) -> Option<&str> {
+        match self {
+            Self::Snapshot(time) => Some(time),
+            Self::Host | Self::Base(_) => None,
+        }
+    }
+}

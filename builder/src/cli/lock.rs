@@ -1,0 +1,92 @@
+//! `pgkiln lock`: the only command that resolves.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::cache::Cache;
+use crate::fetch::Event;
+use crate::lock::relock::{self, Drift};
+use crate::lock::{Lock, Recipe, Unlocked, resolve};
+use crate::progress::{Step, Ui, size};
+
+/// What to lock, and where the result goes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory of the image (images/debian-13)
+    image: PathBuf,
+    /// Resolve anew although the lock still satisfies the recipe
+    #[arg(long, conflicts_with_all = ["check", "relock"])]
+    update: bool,
+    /// Only say whether the lock satisfies the recipe; change nothing, use no network
+    #[arg(long, conflicts_with = "relock")]
+    check: bool,
+    /// Resolve anew into the cache and show what would change; the tree is not edited
+    #[arg(long)]
+    relock: bool,
+}
+
+/// The result for machines.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    image: &'a str,
+    lock: String,
+    lock_sha256: String,
+    packages: usize,
+    bytes: u64,
+    written: bool,
+    relocked: bool,
+    drift: &'a [Drift],
+}
+
+/// Runs the command.
+pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
+    let recipe = Recipe::load(&args.image)?;
+    let file = recipe.image().lock_file();
+    let name = recipe.image().name.clone();
+    let outcome = |lock: &Lock, place: &PathBuf, written, relocked, drift: &[Drift]| -> anyhow::Result<()> {
+        let bytes = lock.packages.iter().map(|package| package.size).sum();
+        let (packages, lock_sha256) = (lock.packages.len(), lock.digest().to_string());
+        ui.say(format!("{}: {packages} packages, {}", place.display(), size(bytes)));
+        let lock = place.display().to_string();
+        ui.result(&Outcome { image: &name, lock, lock_sha256, packages, bytes, written, relocked, drift })
+    };
+    if args.check {
+        let locked = recipe.locked()?;
+        return outcome(locked.lock(), &file, false, false, &[]);
+    }
+    let old = Lock::load(&file)?;
+    if let Some(old) = old.as_ref().filter(|_| !args.update && !args.relock)
+        && crate::lock::stale::reasons(recipe.image(), old).is_empty()
+    {
+        ui.say("the lock satisfies the recipe; `--update` takes newer packages");
+        return outcome(old, &file, false, false, &[]);
+    }
+
+    let cache = Cache::open(ui.cache_dir())?;
+    let new = resolve_shown(&recipe, &cache, ui)?;
+    let drift = old.as_ref().map_or(Vec::new(), |old| relock::drift(old, &new));
+    drift.iter().for_each(|drift| ui.say(format!("  {drift}")));
+    let place = if args.relock { cache.relock_path(&name) } else { file };
+    let written = new.write_if_changed(&place)?;
+    outcome(&new, &place, written, args.relock, &drift)
+}
+
+fn resolve_shown(recipe: &Recipe<Unlocked>, cache: &Cache, ui: &Ui) -> anyhow::Result<Lock> {
+    let _alone = cache.lock(&format!("lock-{}", recipe.image().name), || ui.note("waiting for another pgkiln …"))?;
+    let step = ui.step(format!("lock {}", recipe.image().name));
+    let lock = resolve::resolve(recipe.image(), cache, &|event| show(&step, &event))?;
+    step.done_with(format!("{} packages", lock.packages.len()));
+    Ok(lock)
+}
+
+/// Shows a download in a step.
+pub fn show(step: &Step<'_>, event: &Event<'_>) {
+    match event {
+        Event::Planned { files: 0, .. } => {}
+        Event::Planned { bytes, .. } => step.expect_bytes(*bytes),
+        Event::Received(bytes) => step.advance(*bytes),
+        Event::Finished(name) => step.detail(name),
+        Event::Retrying { name, reason } => step.detail(format!("{name}: again, {reason}")),
+    }
+}

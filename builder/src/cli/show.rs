@@ -1,0 +1,192 @@
+//! `pgkiln show`: what an image consists of, where it comes from and what vouches for it.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::apt;
+use crate::image::Image;
+use crate::lock::{Lock, stale};
+use crate::progress::{Ui, size};
+
+/// Which image.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory of the image (images/debian-13)
+    image: PathBuf,
+    /// List every package
+    #[arg(long)]
+    packages: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    image: String,
+    distribution: &'static str,
+    suite: String,
+    architecture: String,
+    variant: Option<String>,
+    components: Vec<ShownComponent>,
+    archives: Vec<ShownArchive>,
+    lock: Option<ShownLock>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownComponent {
+    name: String,
+    package: String,
+    pinned: Option<String>,
+    locked: Option<String>,
+    unit: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownArchive {
+    id: String,
+    urls: Vec<String>,
+    from_host: bool,
+    suites: Vec<String>,
+    components: Vec<String>,
+    key: String,
+    fingerprints: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownLock {
+    file: String,
+    sha256: String,
+    date: String,
+    satisfied: bool,
+    stale: Vec<String>,
+    packages: usize,
+    bytes: u64,
+    suites: Vec<ShownSuite>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    list: Vec<ShownPackage>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownSuite {
+    archive: String,
+    suite: String,
+    signer: String,
+    date: String,
+    inrelease_sha256: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownPackage {
+    name: String,
+    version: String,
+    arch: String,
+    archive: String,
+    size: u64,
+    sha256: String,
+}
+
+/// Runs the command.
+pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
+    let image = Image::load(&args.image)?;
+    let lock = Lock::load(&image.lock_file())?;
+    let shown = look(&image, lock.as_ref(), args.packages);
+    ui.say(text(&shown).trim_end());
+    ui.result(&shown)
+}
+
+fn look(image: &Image, lock: Option<&Lock>, packages: bool) -> Shown {
+    let components = image.components.iter().map(|(name, component)| ShownComponent {
+        name: name.clone(),
+        package: component.package.value.clone(),
+        pinned: component.pin.as_ref().map(|pin| pin.value.clone()),
+        locked: lock.and_then(|lock| lock.package(&component.package.value)).map(|package| package.version.clone()),
+        unit: component.unit.clone(),
+    });
+    let archives = image.archives.iter().map(|archive| {
+        let bases = apt::bases(image, archive);
+        ShownArchive {
+            id: archive.id.clone(),
+            urls: bases.urls,
+            from_host: bases.from_host,
+            suites: archive.suites.clone(),
+            components: archive.components.clone(),
+            key: archive.key.value.display().to_string(),
+            fingerprints: archive.fingerprints.clone(),
+        }
+    });
+    Shown {
+        image: image.name.clone(),
+        distribution: image.distribution.id,
+        suite: image.suite.clone(),
+        architecture: image.architecture.clone(),
+        variant: image.variant.clone(),
+        components: components.collect(),
+        archives: archives.collect(),
+        lock: lock.map(|lock| look_at_lock(image, lock, packages)),
+    }
+}
+
+fn look_at_lock(image: &Image, lock: &Lock, packages: bool) -> ShownLock {
+    let reasons: Vec<String> = stale::reasons(image, lock).iter().map(ToString::to_string).collect();
+    let newest = lock.suites.iter().map(|suite| suite.date).max();
+    let suites = lock.suites.iter().map(|suite| ShownSuite {
+        archive: suite.archive.clone(),
+        suite: suite.suite.clone(),
+        signer: suite.signer.clone(),
+        date: suite.date.to_string(),
+        inrelease_sha256: suite.inrelease_sha256.to_string(),
+    });
+    let list = lock.packages.iter().filter(|_| packages).map(|package| ShownPackage {
+        name: package.name.clone(),
+        version: package.version.clone(),
+        arch: package.arch.clone(),
+        archive: package.archive.clone(),
+        size: package.size,
+        sha256: package.sha256.to_string(),
+    });
+    ShownLock {
+        file: image.lock_file().display().to_string(),
+        sha256: lock.digest().to_string(),
+        date: newest.map_or_else(String::new, |date| date.to_string()),
+        satisfied: reasons.is_empty(),
+        stale: reasons,
+        packages: lock.packages.len(),
+        bytes: lock.packages.iter().map(|package| package.size).sum(),
+        suites: suites.collect(),
+        list: list.collect(),
+    }
+}
+
+fn text(shown: &Shown) -> String {
+    let variant = shown.variant.as_deref().map_or(String::new(), |variant| format!(", {variant}"));
+    let mut out =
+        format!("{} ({} {}, {}{variant})\n", shown.image, shown.distribution, shown.suite, shown.architecture);
+    if !shown.components.is_empty() {
+        out.push_str("\ncomponents\n");
+    }
+    for component in &shown.components {
+        let version = component.locked.as_deref().unwrap_or("not locked");
+        let pinned = if component.pinned.is_some() { " (pinned)" } else { "" };
+        out.push_str(&format!("  {:<12} {:<18} {version}{pinned}\n", component.name, component.package));
+    }
+    out.push_str("\narchives\n");
+    for archive in &shown.archives {
+        let origin = if archive.from_host { "this host's mirror" } else { "as the recipe says" };
+        out.push_str(&format!("  {:<16} {} ({origin})\n", archive.id, archive.urls.join(", ")));
+        out.push_str(&format!("  {:<16} {}; {}\n", "", archive.suites.join(" "), archive.components.join(" ")));
+        for fingerprint in &archive.fingerprints {
+            out.push_str(&format!("  {:<16} key {fingerprint}\n", ""));
+        }
+    }
+    let Some(lock) = &shown.lock else { return out + "\nno lock: run `pgkiln lock`\n" };
+    out.push_str(&format!("\nlock {} of {}: {} packages, {}\n", lock.file, lock.date, lock.packages, size(lock.bytes)));
+    for suite in &lock.suites {
+        out.push_str(&format!("  {:<20} {} signed by {}\n", suite.suite, suite.date, suite.signer));
+    }
+    for reason in &lock.stale {
+        out.push_str(&format!("  out of date: {reason}\n"));
+    }
+    for package in &lock.list {
+        out.push_str(&format!("  {:<40} {:<36} {}\n", package.name, package.version, size(package.size)));
+    }
+    out + "verified: key → InRelease → index → package when locked; SHA-256 of every package when fetched and when baked\n"
+}

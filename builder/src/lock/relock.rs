@@ -1,0 +1,81 @@
+//! Resolving anew without touching the source tree: the lock goes to the cache, the drift is told.
+
+use std::fmt;
+
+use super::{Lock, Locked, Recipe, resolve};
+use crate::cache::Cache;
+use crate::fetch::{self, Event, FailureKind};
+
+/// How one package differs between two locks.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Drift {
+    /// Package name.
+    pub package: String,
+    /// Version in the old lock; `None`: added.
+    pub old: Option<String>,
+    /// Version in the new lock; `None`: removed.
+    pub new: Option<String>,
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.old, &self.new) {
+            (Some(old), Some(new)) if old == new => write!(f, "{} {old} (same version, other content)", self.package),
+            (Some(old), Some(new)) => write!(f, "{} {old} → {new}", self.package),
+            (None, Some(new)) => write!(f, "{} added ({new})", self.package),
+            (Some(old), None) => write!(f, "{} removed ({old})", self.package),
+            (None, None) => write!(f, "{}", self.package),
+        }
+    }
+}
+
+/// What differs in packages from `old` to `new`, by name.
+pub fn drift(old: &Lock, new: &Lock) -> Vec<Drift> {
+    let mut names: Vec<&str> = old.packages.iter().chain(&new.packages).map(|package| package.name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let changed = |name: &&str| old.package(name).map(|p| p.sha256) != new.package(name).map(|p| p.sha256);
+    let version = |lock: &Lock, name: &str| lock.package(name).map(|package| package.version.clone());
+    (names.into_iter().filter(changed))
+        .map(|name| Drift { package: name.to_owned(), old: version(old, name), new: version(new, name) })
+        .collect()
+}
+
+/// A recipe ready to bake, and whether its lock is the tree's.
+#[derive(Debug)]
+pub struct Relocked {
+    /// With all packages in the cache.
+    pub recipe: Recipe<Locked>,
+    /// Whether it was resolved anew.
+    pub relocked: bool,
+    /// What changed by that.
+    pub drift: Vec<Drift>,
+}
+
+/// Resolves anew into the cache.
+pub fn relock(recipe: Recipe<Locked>, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Relocked> {
+    let old = recipe.lock().clone();
+    let new = resolve::resolve(recipe.image(), cache, report)?;
+    new.write_if_changed(&cache.relock_path(&recipe.image().name))?;
+    let drift = drift(&old, &new);
+    Ok(Relocked { recipe: recipe.unlock().with(new)?, relocked: true, drift })
+}
+
+/// Fetches the packages; where the archive no longer has one, resolves anew into the cache and fetches those. For the demo
+/// and the tests, which must outlive a committed lock; everyone else decides for themselves.
+pub fn fetch_or_relock(recipe: Recipe<Locked>, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Relocked> {
+    match fetch::fetch(&recipe.items(), cache, report) {
+        Ok(_) => Ok(Relocked { recipe, relocked: false, drift: Vec::new() }),
+        Err(error) if is_gone(&error) => {
+            let again = relock(recipe, cache, report)?;
+            fetch::fetch(&again.recipe.items(), cache, report)?;
+            Ok(again)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a fetch failed because the archive no longer has a file.
+pub fn is_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<fetch::Failure>().is_some_and(|failure| failure.kind == FailureKind::Gone)
+}
