@@ -29,8 +29,8 @@ const BACKDATE: Duration = Duration::from_secs(3600);
 pub struct Leaf {
     /// File stem: `<name>.pem` (leaf and intermediate) and `<name>.key`.
     pub name: String,
-    /// Common name.
-    pub common_name: String,
+    /// Slot of the node it is for.
+    pub slot: String,
     /// DNS names.
     pub dns: Vec<String>,
     /// Addresses.
@@ -53,37 +53,37 @@ pub mod names {
 }
 
 impl Leaf {
-    fn new(name: &str, common_name: String, dns: Vec<String>, ips: Vec<IpAddr>) -> Self {
-        Self { name: name.to_owned(), common_name, dns, ips }
+    fn new(name: &str, slot: &str, dns: Vec<String>, ips: Vec<IpAddr>) -> Self {
+        Self { name: name.to_owned(), slot: slot.to_owned(), dns, ips }
     }
 
     /// The agent's own: server on 8443 and client of peers, etcd and Patroni.
     pub fn agent(slot: &str, ip: IpAddr, cluster: Uuid) -> Self {
-        Self::new("agent", format!("agent {slot}"), vec![slot.to_owned(), names::agent(cluster)], vec![ip])
+        Self::new("agent", slot, vec![slot.to_owned(), names::agent(cluster)], vec![ip])
     }
 
     /// etcd's client and peer ports.
     pub fn etcd(slot: &str, ip: IpAddr, cluster: Uuid) -> Self {
         let dns = vec![slot.to_owned(), "localhost".to_owned(), names::etcd_peer(cluster)];
-        Self::new("etcd", format!("etcd {slot}"), dns, vec![ip, Ipv4Addr::LOCALHOST.into()])
+        Self::new("etcd", slot, dns, vec![ip, Ipv4Addr::LOCALHOST.into()])
     }
 
     /// Patroni's REST interface, and Patroni as a client of etcd.
     pub fn patroni(slot: &str, ip: IpAddr) -> Self {
         let dns = vec![slot.to_owned(), "localhost".to_owned()];
-        Self::new("patroni", format!("patroni {slot}"), dns, vec![ip, Ipv4Addr::LOCALHOST.into()])
+        Self::new("patroni", slot, dns, vec![ip, Ipv4Addr::LOCALHOST.into()])
     }
 
     /// PostgreSQL: slot, cluster name (what clients verify), own and virtual address.
     pub fn postgresql(slot: &str, cluster_name: &str, ip: IpAddr, vip: Option<IpAddr>) -> Self {
         let mut ips = vec![ip];
         ips.extend(vip);
-        Self::new("postgresql", format!("postgresql {slot}"), vec![slot.to_owned(), cluster_name.to_owned()], ips)
+        Self::new("postgresql", slot, vec![slot.to_owned(), cluster_name.to_owned()], ips)
     }
 
     /// HAProxy as a client of Patroni's health checks.
     pub fn haproxy(slot: &str) -> Self {
-        Self::new("haproxy", format!("haproxy {slot}"), vec![format!("haproxy.{slot}")], Vec::new())
+        Self::new("haproxy", slot, vec![format!("haproxy.{slot}")], Vec::new())
     }
 }
 
@@ -123,7 +123,9 @@ impl Signer {
     fn sign(&self, leaf: &Leaf, key: &KeyPair) -> Result<String> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, &leaf.common_name);
+        // No common name: with authentication on, etcd's gateway answers 400 to any client certificate that has one.
+        params.distinguished_name.push(DnType::OrganizationName, &leaf.slot);
+        params.distinguished_name.push(DnType::OrganizationalUnitName, &leaf.name);
         for name in &leaf.dns {
             params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into().context("name in a certificate")?));
         }
