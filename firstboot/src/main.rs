@@ -1,3 +1,5 @@
 //! `firstboot`, the first-boot agent.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    firstboot::cli::main()
+}

@@ -1,1 +1,56 @@
-//! (being written)
+//! The agent's life, one stage after another.
+
+use crate::apply::{self, Cluster};
+use crate::cli::problems;
+use crate::facts::Facts;
+use crate::image_info::ImageInfo;
+use crate::layout::Layout;
+use crate::notify::notify;
+use crate::plan::{self, Desired};
+use crate::problem::Problem;
+use crate::profile::Profile;
+use crate::state::State;
+use crate::status::{Board, Phase};
+use crate::step::Host;
+use crate::{datasource, stored};
+
+/// How a run ended without success.
+#[derive(Debug)]
+pub enum Ended {
+    /// The input must be corrected first: starting again would change nothing.
+    Refused(Vec<Problem>),
+    /// Something failed that may work the next time.
+    Failed(Vec<Problem>),
+}
+
+/// datasource -> NodeSpec; (NodeSpec, Facts, State) -> Plan -> apply steps -> register -> watch.
+pub async fn run<C: Cluster>(host: &Host, start: impl FnOnce(&Host, &Desired) -> C) -> Result<(), Ended> {
+    let (layout, board) = (&host.layout, &host.board);
+    let (desired, facts) = decide(layout, board).map_err(Ended::Refused)?;
+    let mut state = State::load(layout).map_err(|error| Ended::Refused(problems(error)))?;
+    board.phase(Phase::Planning);
+    let plan = plan::plan(&desired, &facts, &state).map_err(Ended::Refused)?;
+    board.phase(Phase::Applying);
+    let mut cluster = start(host, &desired);
+    let applied = apply::apply(&plan, &desired, &facts, &mut state, host, &mut cluster).await;
+    applied.map_err(|error| Ended::Failed(problems(error)))?;
+    notify("READY=1");
+    board.phase(Phase::Running);
+    cluster.watch().await.map_err(|error| Ended::Failed(problems(error)))
+}
+
+/// What this boot must become: nothing is written but the acceptance itself.
+fn decide(layout: &Layout, board: &Board) -> Result<(Desired, Facts), Vec<Problem>> {
+    board.phase(Phase::Searching);
+    let facts = Facts::gather(layout);
+    let (accepted, secrets) = stored::accept(layout, datasource::find(layout), &facts, board)?;
+    let image = ImageInfo::load(layout).map_err(problems)?;
+    let profile = Profile::load(layout, accepted.spec.role).map_err(problems)?;
+    board.update(|status| {
+        status.cluster = Some(accepted.spec.cluster.name.clone());
+        status.slot = Some(accepted.spec.slot.clone());
+        status.role = Some(accepted.spec.role.name().to_owned());
+        status.ignored_keys.clone_from(&accepted.ignored);
+    });
+    Ok((Desired { accepted, secrets, image, profile }, facts))
+}

@@ -46,6 +46,12 @@ impl Tool {
         }
     }
 
+    /// Another program with the same arguments.
+    pub fn program(mut self, program: impl Into<OsString>) -> Self {
+        self.program = program.into();
+        self
+    }
+
     /// Adds one argument. Never a secret: argv is world-readable.
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());

@@ -17,6 +17,7 @@ pub fn environment(input: &Input<'_>, state: InitialState) -> String {
     let ip = super::host(input.ip);
     let cluster = spec.seeds.iter().map(|(slot, ip)| format!("{slot}=https://{}:2380", super::host(*ip)));
     let cluster = cluster.collect::<Vec<_>>().join(",");
+    let election = super::preset::of(spec.postgres.rto).election_ms;
     let pki = "/run/pgkiln/pki/etcd";
     let state = match state {
         InitialState::New => "new",
@@ -33,9 +34,9 @@ pub fn environment(input: &Input<'_>, state: InitialState) -> String {
         // Two clusters with the same addresses and different tokens never mix.
         ("ETCD_INITIAL_CLUSTER_TOKEN", spec.cluster.uuid.to_string()),
         ("ETCD_INITIAL_CLUSTER_STATE", state.to_owned()),
-        ("ETCD_HEARTBEAT_INTERVAL", "100".to_owned()),
+        ("ETCD_HEARTBEAT_INTERVAL", (election / 10).to_string()),
         // Never above half of Patroni's retry_timeout: an election must fit into a retry.
-        ("ETCD_ELECTION_TIMEOUT", "1000".to_owned()),
+        ("ETCD_ELECTION_TIMEOUT", election.to_string()),
         ("ETCD_PRE_VOTE", "true".to_owned()),
         ("ETCD_STRICT_RECONFIG_CHECK", "true".to_owned()),
         ("ETCD_QUOTA_BACKEND_BYTES", "2147483648".to_owned()),

@@ -1,6 +1,12 @@
 //! Specification to bytes: pure functions without input or output, golden-tested. What they return, `apply` writes.
 
+pub mod access;
 pub mod etcd;
+pub mod haproxy;
+pub mod network;
+pub mod patroni;
+pub mod preset;
+pub mod sql;
 
 use std::net::IpAddr;
 

@@ -1,0 +1,59 @@
+//! `run`, `handover`, `sql`: what systemd and Patroni start on a node.
+
+use tracing_subscriber::EnvFilter;
+
+use super::Outcome;
+use crate::layout::Layout;
+use crate::problem::Problem;
+use crate::run::Ended;
+use crate::status::Board;
+use crate::step::Host;
+
+/// Exit status of failures that another attempt may cure; firstboot.service restarts on it.
+const TEMPORARY: i32 = 75;
+
+/// Runs the agent until it is stopped.
+pub(super) fn run(layout: Layout) -> Outcome {
+    log();
+    let board = Board::new(Some(layout.status()));
+    let host = Host { layout, board: board.clone() };
+    let ended = runtime()?.block_on(crate::run::run(&host, crate::member::Member::new));
+    let (problems, temporary) = match ended {
+        Ok(()) => return Ok(()),
+        Err(Ended::Refused(problems)) => (problems, false),
+        Err(Ended::Failed(problems)) => (problems, true),
+    };
+    if let Some(first) = problems.first() {
+        board.failed(first.clone());
+        crate::notify::notify(&format!("STATUS={}", first.what));
+    }
+    if temporary {
+        super::report(&problems, false);
+        std::process::exit(TEMPORARY);
+    }
+    tracing::error!("nothing was started");
+    Err(problems)
+}
+
+/// Hands leadership over before services stop.
+pub(super) fn handover(_layout: Layout) -> Outcome {
+    Ok(())
+}
+
+/// Creates roles, databases and extensions.
+pub(super) fn sql(layout: &Layout, connection: Option<&str>) -> Outcome {
+    runtime()?.block_on(crate::sql::reconcile(layout, connection)).map_err(super::problems)
+}
+
+/// One thread: the agent waits far more than it computes.
+fn runtime() -> Result<tokio::runtime::Runtime, Vec<Problem>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| super::problems(error.into()))
+}
+
+fn log() {
+    let filter = EnvFilter::try_from_env("FIRSTBOOT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The journal adds time and origin itself.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    builder.without_time().with_ansi(false).with_level(true).init();
+}

@@ -1,0 +1,224 @@
+//! Patroni's local configuration.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+
+use super::{host, preset};
+use crate::facts::Facts;
+use crate::plan::Desired;
+use crate::spec::{Durability, NodeSpec};
+
+const PKI: &str = "/run/pgkiln/pki/patroni";
+const PG_PKI: &str = "/run/pgkiln/pki/postgresql";
+
+/// Name of the etcd user that Patroni logs in as.
+pub fn etcd_user(spec: &NodeSpec) -> String {
+    format!("patroni-{}", spec.cluster.name)
+}
+
+/// `/run/pgkiln/patroni/patroni.yml`: holds passwords, 0600 postgres.
+pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
+    let spec = desired.spec();
+    let secrets = &desired.secrets.passwords;
+    let ip = host(desired.ip()?);
+    let preset = preset::of(spec.postgres.rto);
+    let major = desired.image.postgresql_major()?;
+    let patroni = desired.image.version_of("patroni")?;
+    let mut restapi = json!({
+        "listen": "0.0.0.0:8008",
+        "connect_address": format!("{ip}:8008"),
+        "certfile": format!("{PKI}/patroni.pem"),
+        "keyfile": format!("{PKI}/patroni.key"),
+        "cafile": format!("{PKI}/ca.pem"),
+        // Reads stay open for health checks; whatever changes something needs a client certificate.
+        "verify_client": "optional",
+        "authentication": {"username": "patroni", "password": secrets.patroni_rest.expose()},
+        "allowlist": ["127.0.0.1/32"],
+        "allowlist_include_members": true,
+    });
+    if patroni >= (3, 0, 3) {
+        restapi["request_queue_size"] = json!(64);
+    }
+    let watchdog = if facts.watchdog { "required" } else { "automatic" };
+    let value = json!({
+        "scope": spec.cluster.name,
+        "namespace": "/service/",
+        "name": spec.slot,
+        "restapi": restapi,
+        "ctl": {
+            "insecure": false,
+            "cacert": format!("{PKI}/ca.pem"),
+            "certfile": format!("{PKI}/patroni.pem"),
+            "keyfile": format!("{PKI}/patroni.key"),
+        },
+        "etcd3": {
+            "hosts": spec.seeds.values().map(|ip| format!("{}:2379", host(*ip))).collect::<Vec<_>>(),
+            "protocol": "https",
+            "cacert": format!("{PKI}/ca.pem"),
+            "cert": format!("{PKI}/patroni.pem"),
+            "key": format!("{PKI}/patroni.key"),
+            "username": etcd_user(spec),
+            "password": secrets.etcd_patroni.expose(),
+        },
+        "watchdog": {"mode": watchdog, "device": "/dev/watchdog", "safety_margin": preset.safety_margin},
+        "tags": {"nofailover": false, "noloadbalance": false, "clonefrom": true, "nosync": false},
+        "bootstrap": {
+            "dcs": dynamic(desired, facts)?,
+            "initdb": initdb(major),
+            "post_bootstrap": "/usr/bin/firstboot sql --bootstrap",
+        },
+        "postgresql": {
+            "listen": "0.0.0.0:5432",
+            "connect_address": format!("{ip}:5432"),
+            "data_dir": format!("/var/lib/postgresql/{major}/main"),
+            "bin_dir": desired.image.path("postgresql", "bin_dir")?,
+            "pgpass": "/run/pgkiln/patroni/pgpass",
+            "use_unix_socket": true,
+            "use_unix_socket_repl": true,
+            "authentication": {
+                "superuser": {"username": "postgres", "password": secrets.superuser.expose()},
+                "replication": user("replicator", secrets.replication.expose()),
+                "rewind": user("rewind", secrets.rewind.expose()),
+            },
+            "parameters": local_parameters(desired, facts),
+            "create_replica_methods": ["basebackup"],
+            "basebackup": [{"checkpoint": "fast"}],
+            "remove_data_directory_on_rewind_failure": true,
+            "remove_data_directory_on_diverged_timelines": true,
+            "pg_hba": super::access::pg_hba(spec),
+            "pg_ident": super::access::pg_ident(),
+        },
+    });
+    let text = serde_saphyr::to_string(&value).context("writing patroni.yml")?;
+    Ok(format!("# Written by firstboot at every boot.\n{text}"))
+}
+
+/// Servers are verified by name and by our CA, wherever Patroni connects to.
+fn user(name: &str, password: &str) -> Value {
+    json!({
+        "username": name,
+        "password": password,
+        "sslmode": "verify-full",
+        "sslrootcert": format!("{PG_PKI}/ca.pem"),
+    })
+}
+
+fn initdb(major: u32) -> Value {
+    let mut options = vec![json!({"encoding": "UTF8"})];
+    if major >= 17 {
+        // Collations of the server's own: neither the C library nor ICU can change them under the data.
+        options.extend([json!({"locale-provider": "builtin"}), json!({"builtin-locale": "C.UTF-8"})]);
+    }
+    options.extend([json!({"locale": "C.UTF-8"}), json!("data-checksums")]);
+    options.extend([json!({"auth-host": "scram-sha-256"}), json!({"auth-local": "peer"})]);
+    Value::Array(options)
+}
+
+/// Settings of the whole cluster. Patroni takes them from here once, when the cluster is founded; afterwards they live
+/// in etcd.
+pub fn dynamic(desired: &Desired, facts: &Facts) -> Result<Value> {
+    let spec = desired.spec();
+    let preset = preset::of(spec.postgres.rto);
+    if let Some(why) = preset.unsafe_because() {
+        anyhow::bail!("preset {:?}: {why}", spec.postgres.rto);
+    }
+    let patroni = desired.image.version_of("patroni")?;
+    let mut value = json!({
+        "ttl": preset.ttl,
+        "loop_wait": preset.loop_wait,
+        "retry_timeout": preset.retry_timeout,
+        "maximum_lag_on_failover": 16_777_216,
+        "failsafe_mode": true,
+        "check_timeline": true,
+        "postgresql": {"use_pg_rewind": true, "use_slots": true, "parameters": cluster_parameters(desired, facts)},
+    });
+    let start_timeout = if patroni >= (4, 0, 0) { "primary_start_timeout" } else { "master_start_timeout" };
+    value[start_timeout] = json!(preset.primary_start_timeout);
+    if spec.postgres.durability == Durability::ZeroLoss {
+        let mode = if patroni >= (4, 0, 0) { json!("quorum") } else { json!(true) };
+        value["synchronous_mode"] = mode;
+        value["synchronous_node_count"] = json!(1);
+        value["maximum_lag_on_syncnode"] = json!(67_108_864);
+    }
+    if patroni >= (4, 0, 0) {
+        value["member_slots_ttl"] = json!("30min");
+    }
+    Ok(value)
+}
+
+/// Parameters that only take effect cluster-wide (Patroni ignores them in the local file).
+const CLUSTER_WIDE: [&str; 10] = [
+    "max_connections",
+    "max_locks_per_transaction",
+    "max_prepared_transactions",
+    "max_replication_slots",
+    "max_wal_senders",
+    "max_worker_processes",
+    "track_commit_timestamp",
+    "wal_keep_segments",
+    "wal_keep_size",
+    "wal_level",
+];
+
+fn cluster_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
+    let mut parameters: BTreeMap<String, String> = BTreeMap::new();
+    let fixed = [
+        ("wal_level", "logical"),
+        ("hot_standby", "on"),
+        ("wal_log_hints", "on"),
+        ("max_wal_senders", "16"),
+        ("max_replication_slots", "16"),
+        ("wal_keep_size", "256MB"),
+        ("max_slot_wal_keep_size", "10GB"),
+        ("password_encryption", "scram-sha-256"),
+        ("tcp_keepalives_idle", "30"),
+        ("tcp_keepalives_interval", "10"),
+        ("tcp_keepalives_count", "3"),
+    ];
+    parameters.extend(fixed.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    for (name, formula) in &desired.profile.cluster_parameters {
+        parameters.insert(name.clone(), formula.value(facts));
+    }
+    parameters.extend(desired.spec().postgres.parameters.clone());
+    parameters.into_iter().map(|(name, value)| (name, json!(value))).collect()
+}
+
+/// Parameters of this node; the specification's win, the agent's own come last.
+fn local_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
+    let spec = desired.spec();
+    let mut parameters: BTreeMap<String, String> = BTreeMap::new();
+    for (name, formula) in &desired.profile.parameters {
+        parameters.insert(name.clone(), formula.value(facts));
+    }
+    let user = spec.postgres.parameters.iter().filter(|(name, _)| !CLUSTER_WIDE.contains(&name.as_str()));
+    parameters.extend(user.map(|(name, value)| (name.clone(), value.clone())));
+    let libraries = parameters.get("shared_preload_libraries").cloned().unwrap_or_default();
+    let wanted = spec.postgres.extensions.iter().filter(|name| PRELOADED.contains(&name.as_str()));
+    let mut all: Vec<&str> = libraries.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    for name in wanted {
+        if !all.contains(&name.as_str()) {
+            all.push(name);
+        }
+    }
+    if !all.is_empty() {
+        parameters.insert("shared_preload_libraries".to_owned(), all.join(","));
+    }
+    let owned = [
+        ("unix_socket_directories", "/run/postgresql".to_owned()),
+        ("ssl", "on".to_owned()),
+        ("ssl_min_protocol_version", "TLSv1.2".to_owned()),
+        ("ssl_cert_file", format!("{PG_PKI}/postgresql.pem")),
+        ("ssl_key_file", format!("{PG_PKI}/postgresql.key")),
+        ("ssl_ca_file", format!("{PG_PKI}/ca.pem")),
+        // The journal is the log.
+        ("logging_collector", "off".to_owned()),
+        ("log_destination", "stderr".to_owned()),
+    ];
+    parameters.extend(owned.map(|(name, value)| (name.to_owned(), value)));
+    parameters.into_iter().map(|(name, value)| (name, json!(value))).collect()
+}
+
+/// Extensions that do nothing unless their library is loaded at start.
+const PRELOADED: [&str; 4] = ["pg_stat_statements", "auto_explain", "pg_cron", "pgaudit"];
