@@ -68,7 +68,9 @@ fn read(document: &Document<'_>, root: &DeTable<'_>, file: &Path) -> Option<Imag
         top.required("architecture", "\"amd64\"").filter(|a| one_of(document, "architecture", a, ARCHITECTURES));
     let variant = top.text("variant").filter(|variant| one_of(document, "variant", variant, VARIANTS));
     let outputs = top.texts("outputs");
-    outputs.iter().for_each(|output| drop(one_of(document, "output", output, OUTPUTS)));
+    for output in &outputs {
+        one_of(document, "output", output, OUTPUTS);
+    }
     let packages = top.texts("packages");
     packages.iter().for_each(|package| check_package(document, package));
     check_duplicates(document, &packages);
