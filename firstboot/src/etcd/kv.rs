@@ -180,7 +180,7 @@ impl Watcher {
             match self.response.chunk().await {
                 Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk),
                 Ok(None) => return Err(ended("ended".to_owned())),
-                Err(e) => return Err(ended(super::client::plain(&e))),
+                Err(e) => return Err(ended(super::plain(&e))),
             }
         }
     }

@@ -18,6 +18,7 @@ mod wire;
 pub(crate) mod tests;
 
 pub use auth::{Accounts, Permission};
+pub(crate) use client::plain;
 pub use client::{Client, Credentials, Endpoint, Error};
 pub use kv::{Event, KeyValue, Swap, Watcher};
 pub use lease::LeaseId;
