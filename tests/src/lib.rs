@@ -1,4 +1,7 @@
-//! The end-to-end harness: what the suites in `tests/tests` share.
+//! The end-to-end harness: what the suites in `tests/tests` share. What needs the baked image, root or namespaces says so
+//! where it starts.
 
 pub mod archive;
 pub mod archive_server;
+pub mod binary;
+pub mod workspace;

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::problem::{Problem, Problems};
 
 /// Prints a refusal or failure; every problem found, each with its remedy.
-pub(super) fn report(error: &anyhow::Error, json: bool) {
+pub fn report(error: &anyhow::Error, json: bool) {
     let problems = problems(error);
     for problem in &problems {
         eprintln!("error: {problem}");

@@ -11,6 +11,8 @@ use clap::Parser;
 
 use crate::progress::Ui;
 
+pub use failure::report;
+
 pub mod cluster;
 pub mod doctor;
 mod failure;

@@ -86,6 +86,18 @@ fn tool(purpose: Purpose, tool: &'static Tool) -> Requirement {
     }
 }
 
+fn file(
+    purpose: Purpose,
+    what: &'static str,
+    why: &'static str,
+    path: &'static str,
+    package: &'static str,
+) -> Requirement {
+    let probe = move || if Path::new(path).exists() { Ok("present".to_owned()) } else { Err(String::new()) };
+    let minimum = String::new();
+    Requirement { what, purpose, why, minimum, package: Some(package), remedy: "", probe: Box::new(probe) }
+}
+
 fn kernel(
     purpose: Purpose,
     what: &'static str,
@@ -121,6 +133,13 @@ pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
     vec![
         tool(Bake, &table::APT_GET),
         tool(Bake, &table::GPGV),
+        file(
+            Bake,
+            "Debian's archive keys",
+            "checking Debian's signatures",
+            "/usr/share/keyrings/debian-archive-keyring.gpg",
+            "debian-archive-keyring",
+        ),
         tool(Bake, &table::UNSHARE),
         tool(Bake, &table::MOUNT),
         tool(Bake, &table::CARGO),

@@ -1,0 +1,65 @@
+//! The project's programs as a user runs them: built once per test run, called with arguments, judged by exit code and
+//! streams.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use pgkiln::tool::{Captured, Cmd, Tool, table};
+
+use crate::workspace;
+
+const PGKILN: Tool = Tool { name: "pgkiln", package: "", minimum: None, why: "testing the builder" };
+const FIRSTBOOT: Tool = Tool { name: "firstboot", package: "", minimum: None, why: "testing the agent" };
+
+/// The builder; `cargo test` alone does not build programs of other packages.
+pub fn pgkiln() -> Cmd {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    Cmd::at(&PGKILN, BUILT.get_or_init(|| build("pgkiln")))
+}
+
+/// The agent, as a program of this host.
+pub fn firstboot() -> Cmd {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    Cmd::at(&FIRSTBOOT, BUILT.get_or_init(|| build("firstboot")))
+}
+
+fn build(name: &str) -> PathBuf {
+    let target = target_dir();
+    let cargo = Cmd::new(&table::CARGO).args(["build", "--quiet", "--package", name, "--bin", name]);
+    let built = cargo.arg("--target-dir").arg(&target).current_dir(workspace::root()).run();
+    built.unwrap_or_else(|error| panic!("building {name}: {error:#}"));
+    target.join("debug").join(name)
+}
+
+/// Where this test itself was built (`target/debug/deps/<test>`).
+fn target_dir() -> PathBuf {
+    let own = std::env::current_exe().ok();
+    let target = own.as_deref().and_then(|path| path.ancestors().nth(3)).map(Path::to_owned);
+    target.unwrap_or_else(|| workspace::root().join("target"))
+}
+
+/// What a finished program said, as text.
+pub struct Said {
+    /// Exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl From<Captured> for Said {
+    fn from(done: Captured) -> Self {
+        Self {
+            code: done.status.code(),
+            stdout: String::from_utf8_lossy(&done.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&done.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs a program to its end.
+pub fn run(cmd: Cmd) -> Said {
+    let line = cmd.command_line();
+    cmd.captured().unwrap_or_else(|error| panic!("{line}: {error:#}")).into()
+}
