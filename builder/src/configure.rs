@@ -27,8 +27,14 @@ enable systemd-resolved.service
 disable *
 ";
 
-/// Where [`PRESET`] lies; earlier by name than the distribution's.
-const PRESET_PATH: &str = "usr/lib/systemd/system-preset/00-pgkiln.preset";
+/// Where presets lie, with what; earlier by name than the distribution's.
+const PRESETS: [(&str, &str); 2] = [
+    ("usr/lib/systemd/system-preset/00-pgkiln.preset", PRESET),
+    ("usr/lib/systemd/user-preset/00-pgkiln.preset", "disable *\n"),
+];
+
+/// Comes with systemd-networkd, but the agent itself waits for the address it was given; this would wait for all links.
+const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service";
 
 /// What postinst scripts must find so that they make nothing individual. Called when the base is unpacked.
 pub fn prepare(root: &Path) -> anyhow::Result<()> {
@@ -55,8 +61,11 @@ pub fn configure(root: &Path, sandbox: &Sandbox) -> anyhow::Result<()> {
     let sandbox = sandbox.clone().env("UCF_FORCE_CONFFOLD", "1");
     sandbox.run(&["dpkg", "--configure", "--pending"]).context("configuring packages")?;
     if root.join("usr/bin/systemctl").exists() {
-        write(root, PRESET_PATH, PRESET)?;
+        for (path, text) in PRESETS {
+            write(root, path, text)?;
+        }
         sandbox.run(&["systemctl", "preset-all"]).context("switching services off")?;
+        sandbox.run(&["systemctl", "disable", WAIT_ONLINE]).context("switching services off")?;
         sandbox.run(&["systemctl", "--global", "preset-all"]).context("switching user services off")?;
     }
     clean::clean(root)?;

@@ -46,6 +46,7 @@ pub struct Sandbox {
     root: PathBuf,
     binds: Vec<Bind>,
     overlays: Vec<Overlay>,
+    tmpfs: Vec<String>,
     env: Vec<(String, String)>,
 }
 
@@ -91,7 +92,7 @@ impl Sandbox {
             ("INITRD", "No"),
         ];
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self { root: root.to_owned(), binds: Vec::new(), overlays: Vec::new(), env }
+        Self { root: root.to_owned(), binds: Vec::new(), overlays: Vec::new(), tmpfs: Vec::new(), env }
     }
 
     /// Shows a host file or directory inside, at an existing path of the tree.
@@ -105,6 +106,12 @@ impl Sandbox {
         let lower = lower.iter().map(|path| path.to_path_buf()).collect();
         let upper = upper.map(|(upper, work)| (upper.to_owned(), work.to_owned()));
         self.overlays.push(Overlay { lower, upper, at: at.to_owned() });
+        self
+    }
+
+    /// An empty directory in memory at an existing path.
+    pub fn tmpfs(mut self, at: &str) -> Self {
+        self.tmpfs.push(at.to_owned());
         self
     }
 
@@ -157,7 +164,13 @@ impl Sandbox {
             })
         };
         let bind = |from: &Path, place: &str, flags: MsFlags| -> anyhow::Result<Step> {
-            Ok(Step::Mount { from: c_path(from)?, at: at(place)?, kind: None, flags: MsFlags::MS_BIND | flags, data: None })
+            Ok(Step::Mount {
+                from: c_path(from)?,
+                at: at(place)?,
+                kind: None,
+                flags: MsFlags::MS_BIND | flags,
+                data: None,
+            })
         };
         let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         let mut steps = vec![
@@ -178,6 +191,9 @@ impl Sandbox {
             let target = CString::new(format!("/proc/self/fd{target}"))?;
             steps.push(Step::Symlink { target, at: at(&format!("dev/{name}"))? });
         }
+        for place in &self.tmpfs {
+            steps.push(virtual_fs("tmpfs", place, safe, "mode=0755")?);
+        }
         for one in &self.binds {
             steps.push(bind(&one.from, &one.at, MsFlags::MS_REC)?);
             if one.read_only {
@@ -185,7 +201,8 @@ impl Sandbox {
             }
         }
         for one in &self.overlays {
-            let paths: Vec<&str> = one.lower.iter().map(|path| path.to_str().context("path")).collect::<Result<_, _>>()?;
+            let paths: Vec<&str> =
+                one.lower.iter().map(|path| path.to_str().context("path")).collect::<Result<_, _>>()?;
             let mut data = format!("lowerdir={}", paths.join(":"));
             if let Some((upper, work)) = &one.upper {
                 data += &format!(",upperdir={},workdir={}", upper.display(), work.display());
@@ -222,7 +239,11 @@ fn enter(root: &CString, steps: &[Step]) -> nix::Result<()> {
             }
             Step::Touch(at) => {
                 use nix::fcntl::{OFlag, open};
-                drop(open(at.as_c_str(), OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o666))?);
+                drop(open(
+                    at.as_c_str(),
+                    OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC,
+                    Mode::from_bits_truncate(0o666),
+                )?);
             }
             Step::Mkdir(at) => nix::unistd::mkdir(at.as_c_str(), Mode::from_bits_truncate(0o755))?,
             Step::Symlink { target, at } => {
@@ -259,8 +280,14 @@ fn wait_and_exit(child: nix::unistd::Pid) -> ! {
 
 /// Makes `fsync`, `fdatasync`, `sync`, `syncfs`, `sync_file_range` and `msync` return success at once.
 fn ignore_sync() -> nix::Result<()> {
-    const CALLS: [libc::c_long; 6] =
-        [libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sync_file_range, libc::SYS_msync];
+    const CALLS: [libc::c_long; 6] = [
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
+        libc::SYS_sync,
+        libc::SYS_syncfs,
+        libc::SYS_sync_file_range,
+        libc::SYS_msync,
+    ];
     let load = |offset: u32| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: offset };
     let jump_equal = |k: u32, jt: u8, jf: u8| libc::sock_filter { code: 0x15, jt, jf, k };
     let answer = |k: u32| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k };

@@ -13,6 +13,7 @@ use crate::progress::Ui;
 
 pub use failure::report;
 
+pub mod bake;
 pub mod cluster;
 pub mod doctor;
 mod failure;
@@ -43,6 +44,8 @@ More on standard error: PGKILN_LOG=debug.";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Bake an image from its lock
+    Bake(bake::Args),
     /// Define a cluster and write its nodes' seeds
     Cluster(cluster::Args),
     /// Check what this host needs for baking, the lab and the tests, and say why
@@ -57,6 +60,7 @@ enum Command {
 
 fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
     match command {
+        Command::Bake(args) => bake::run(args, ui),
         Command::Cluster(args) => cluster::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
         Command::Lock(args) => lock::run(args, ui),

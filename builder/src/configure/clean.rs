@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::unpack::dpkg_db::ADMIN_DIR;
 
 /// Files that scripts made, with the reason why they go.
-const FILES: [(&str, &str); 19] = [
+const FILES: [(&str, &str); 20] = [
     ("usr/sbin/policy-rc.d", "ours, for the time of configuring"),
     ("etc/ssh/ssh_host_rsa_key", "ours, a placeholder"),
     ("etc/ssh/ssh_host_ecdsa_key", "ours, a placeholder"),
@@ -17,6 +17,7 @@ const FILES: [(&str, &str); 19] = [
     ("etc/ssh/ssh_host_ed25519_key.pub", "belongs to a host key"),
     ("etc/ssl/certs/ssl-cert-snakeoil.pem", "a key pair every node would share"),
     ("etc/ssl/private/ssl-cert-snakeoil.key", "a key pair every node would share"),
+    ("etc/postgresql-common/createcluster.conf.ucf-dist", "the package's version of a file of ours"),
     ("etc/.pwd.lock", "left by adduser"),
     ("etc/passwd-", "backup"),
     ("etc/group-", "backup"),
@@ -30,8 +31,17 @@ const FILES: [(&str, &str); 19] = [
 ];
 
 /// Parts of dpkg's database that only a running dpkg needs.
-const DPKG_SCRATCH: [&str; 9] =
-    ["tmp.ci", "lock", "lock-frontend", "triggers/Lock", "status-old", "diversions-old", "statoverride-old", "available", "available-old"];
+const DPKG_SCRATCH: [&str; 9] = [
+    "tmp.ci",
+    "lock",
+    "lock-frontend",
+    "triggers/Lock",
+    "status-old",
+    "diversions-old",
+    "statoverride-old",
+    "available",
+    "available-old",
+];
 
 /// Cleans a configured tree.
 pub(super) fn clean(root: &Path) -> anyhow::Result<()> {

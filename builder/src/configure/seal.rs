@@ -8,10 +8,9 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use walkdir::WalkDir;
 
-use crate::unpack::deb::hex;
+use crate::digest::Sha256;
 use crate::unpack::parallel;
 use crate::unpack::tree::text;
 
@@ -29,7 +28,7 @@ pub struct FileEntry {
     /// Group.
     pub gid: u32,
     /// SHA-256 of a file's content or a link's target; `None` for everything else.
-    pub sha256: Option<String>,
+    pub sha256: Option<Sha256>,
 }
 
 /// Sets every time later than `epoch` to `epoch`: what remains are the times the packages' authors set.
@@ -54,9 +53,9 @@ pub fn list(root: &Path, owner: &(dyn Fn(&str) -> Option<String> + Sync)) -> any
         let meta = entry.metadata()?;
         let path = format!("/{}", text(entry.path().strip_prefix(root)?.as_os_str())?);
         let sha256 = if meta.is_file() {
-            Some(hex(&Sha256::digest(fs_err::read(entry.path())?)))
+            Some(Sha256::of_file(entry.path())?.0)
         } else if meta.is_symlink() {
-            Some(hex(&Sha256::digest(fs_err::read_link(entry.path())?.as_os_str().as_encoded_bytes())))
+            Some(Sha256::of(fs_err::read_link(entry.path())?.as_os_str().as_encoded_bytes()))
         } else {
             None
         };
@@ -71,4 +70,17 @@ pub fn list(root: &Path, owner: &(dyn Fn(&str) -> Option<String> + Sync)) -> any
     })?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(files)
+}
+
+/// The list of two layers merged: the upper one's entries replace the lower one's.
+pub fn merge(lower: &[FileEntry], upper: Vec<FileEntry>) -> Vec<FileEntry> {
+    let mut all: std::collections::BTreeMap<String, FileEntry> =
+        lower.iter().map(|entry| (entry.path.clone(), entry.clone())).collect();
+    for mut entry in upper {
+        if let Some(below) = all.get(&entry.path).filter(|_| entry.sha256.is_none()) {
+            entry.owner_package.clone_from(&below.owner_package);
+        }
+        all.insert(entry.path.clone(), entry);
+    }
+    all.into_values().collect()
 }

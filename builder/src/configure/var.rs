@@ -85,7 +85,9 @@ fn is_dropped(root: &Path, path: &Path) -> bool {
     let path = format!("/{}", inside.display());
     DROPPED.iter().any(|(dropped, _)| match dropped.strip_suffix('/') {
         // Directories below stay: packages ship them. Files go.
-        Some(_) => path.starts_with(dropped) && !root.join(&path[1..]).symlink_metadata().is_ok_and(|meta| meta.is_dir()),
+        Some(_) => {
+            path.starts_with(dropped) && !root.join(&path[1..]).symlink_metadata().is_ok_and(|meta| meta.is_dir())
+        }
         None => path == *dropped || path.strip_prefix(dropped).is_some_and(|rest| rest.starts_with('/')),
     })
 }
@@ -122,7 +124,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = |path: &str| fs_err::create_dir_all(root.path().join(path)).unwrap();
         let file = |path: &str| fs_err::write(root.path().join(path), "x").unwrap();
-        for path in ["etc", "usr/lib/tmpfiles.d", "var/lib/app", "var/lib/known", "var/cache/app", "var/lib/ucf/cache", "var/log/app"] {
+        for path in [
+            "etc",
+            "usr/lib/tmpfiles.d",
+            "var/lib/app",
+            "var/lib/known",
+            "var/cache/app",
+            "var/lib/ucf/cache",
+            "var/log/app",
+        ] {
             dir(path);
         }
         for path in ["var/lib/app/data", "var/cache/app/blob", "var/lib/ucf/cache/x", "var/log/app/log"] {

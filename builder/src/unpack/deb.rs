@@ -8,9 +8,9 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use sha2::{Digest, Sha256};
 
 use super::control::Paragraph;
+use crate::digest::Sha256;
 use crate::problem::Problem;
 
 /// Bytes of one package whose digest was compared with the lock.
@@ -51,10 +51,10 @@ impl Control {
 
 impl Deb {
     /// Reads a package, refusing it unless its SHA-256 is the one the lock names.
-    pub fn open(path: &Path, sha256: &str) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, sha256: &Sha256) -> anyhow::Result<Self> {
         let bytes = fs_err::read(path)?;
-        let found = hex(&Sha256::digest(&bytes));
-        if found != sha256 {
+        let found = Sha256::of(&bytes);
+        if found != *sha256 {
             return Err(Problem::new(
                 format!("package is altered: its SHA-256 is `{found}`, the lock says `{sha256}`"),
                 path.display().to_string(),
@@ -121,7 +121,8 @@ impl Deb {
             if !entry.header().entry_type().is_file() {
                 continue;
             }
-            let name = entry.path()?.file_name().context("control member without a name")?.to_string_lossy().into_owned();
+            let name =
+                entry.path()?.file_name().context("control member without a name")?.to_string_lossy().into_owned();
             let mode = entry.header().mode()? & 0o777;
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
@@ -131,13 +132,4 @@ impl Deb {
         let paragraph = Paragraph::parse(&String::from_utf8(text)?)?;
         Ok(Control { paragraph, files })
     }
-}
-
-/// Lower-case hexadecimal, as locks and manifests write digests.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -50,6 +50,11 @@ impl Database {
         Ok(Self { dir })
     }
 
+    /// The database of a tree that has one.
+    pub fn open(root: &Path) -> Self {
+        Self { dir: root.join(ADMIN_DIR) }
+    }
+
     /// Path of one of the database's files on this host.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
@@ -90,7 +95,9 @@ impl Database {
 
     /// Activates, for the next dpkg run, the file triggers that paths just unpacked set off.
     pub fn activate(&self, interests: &BTreeSet<String>, lists: &[&[String]]) -> anyhow::Result<()> {
-        let touches = |trigger: &str, path: &str| path.strip_prefix(trigger).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let touches = |trigger: &str, path: &str| {
+            path.strip_prefix(trigger).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
         let hit = interests.iter().filter(|trigger| lists.iter().copied().flatten().any(|path| touches(trigger, path)));
         let lines = hit.fold(String::new(), |lines, trigger| lines + trigger + " -\n");
         append(&self.dir.join("triggers/Unincorp"), &lines)
@@ -125,7 +132,8 @@ impl Database {
             let Some(instance) = name.strip_suffix(".list") else { continue };
             if instance.split(':').next() == Some(package) {
                 let text = fs_err::read_to_string(entry.path())?;
-                let kept = text.lines().filter(|line| *line != path).fold(String::new(), |text, line| text + line + "\n");
+                let kept =
+                    text.lines().filter(|line| *line != path).fold(String::new(), |text, line| text + line + "\n");
                 fs_err::write(entry.path(), kept)?;
             }
         }

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fchmod, futimens, mkdirat, mknodat, utimensat};
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, fchmod, futimens, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
 use tar::EntryType;
@@ -23,7 +23,7 @@ use super::tree::{Ids, Tree, absolute, is_dir, lstat_at, split};
 
 /// A directory as a package ships it.
 #[derive(Debug, Clone)]
-pub struct Dir {
+pub(super) struct Dir {
     /// Absolute path.
     pub path: String,
     /// Permission bits.
@@ -36,7 +36,7 @@ pub struct Dir {
 
 /// What extraction of a package found.
 #[derive(Debug, Clone, Default)]
-pub struct Extracted {
+pub(super) struct Extracted {
     /// Every path of the package in archive order: the content of `info/*.list`. dpkg also lists what its path filter left
     /// out, and then reports it missing for ever; our list says what is there.
     pub list: Vec<String>,
@@ -47,7 +47,7 @@ pub struct Extracted {
 }
 
 /// How to extract: shared by all packages of a wave.
-pub struct Rules<'a> {
+pub(super) struct Rules<'a> {
     /// Paths left out.
     pub filter: &'a Filter,
     /// Numbers for the names in the archives.
@@ -55,7 +55,7 @@ pub struct Rules<'a> {
 }
 
 /// Which files of a package to extract and where to.
-pub struct Placement<'a> {
+pub(super) struct Placement<'a> {
     /// Configuration files: laid down as `.dpkg-new`, `dpkg --configure` moves them.
     pub conffiles: &'a HashSet<String>,
     /// Only these paths, replacing what is there.
@@ -66,14 +66,14 @@ pub struct Placement<'a> {
 
 impl Placement<'_> {
     /// Real place of a path in the tree.
-    pub fn place(&self, path: &str) -> String {
+    pub(super) fn place(&self, path: &str) -> String {
         let real = (self.divert)(path);
         if self.conffiles.contains(path) { real + ".dpkg-new" } else { real }
     }
 }
 
 /// Extracts a package into `tree`.
-pub fn extract(deb: &Deb, tree: &Tree, rules: &Rules, placement: &Placement) -> anyhow::Result<Extracted> {
+pub(super) fn extract(deb: &Deb, tree: &Tree, rules: &Rules, placement: &Placement) -> anyhow::Result<Extracted> {
     let mut found = Extracted::default();
     let mut last: Option<(String, OwnedFd)> = None;
     let mut buffer = vec![0; 256 * 1024];
@@ -146,7 +146,8 @@ fn harmless(
     place: &str,
     target: Option<&std::path::Path>,
 ) -> anyhow::Result<bool> {
-    let same = readlinkat(dir.as_fd(), name).is_ok_and(|there| target.is_some_and(|target| target.as_os_str() == there));
+    let same =
+        readlinkat(dir.as_fd(), name).is_ok_and(|there| target.is_some_and(|target| target.as_os_str() == there));
     Ok(same || tree.lstat(place)?.is_some_and(|stat| is_dir(&stat)))
 }
 
@@ -204,7 +205,7 @@ fn make_node(dir: &OwnedFd, name: &str, header: &tar::Header, mode: u32, (uid, g
 }
 
 /// Gives the directories of `packages` (in order; the first that ships one decides) their mode, owner and time.
-pub fn finish_dirs<'a>(tree: &Tree, packages: impl Iterator<Item = &'a [Dir]>) -> anyhow::Result<()> {
+pub(super) fn finish_dirs<'a>(tree: &Tree, packages: impl Iterator<Item = &'a [Dir]>) -> anyhow::Result<()> {
     let mut seen = HashSet::new();
     for dir in packages.flatten() {
         if !seen.insert(dir.path.as_str()) {
@@ -223,12 +224,4 @@ pub fn finish_dirs<'a>(tree: &Tree, packages: impl Iterator<Item = &'a [Dir]>) -
         futimens(&fd, &TimeSpec::new(dir.mtime, 0), &TimeSpec::new(dir.mtime, 0))?;
     }
     Ok(())
-}
-
-/// Makes one empty directory in an open one; present is fine.
-pub fn make_dir(dir: &OwnedFd, name: &str) -> anyhow::Result<()> {
-    match mkdirat(dir.as_fd(), name, Mode::from_bits_truncate(0o755)) {
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
 }

@@ -3,20 +3,7 @@
 //! The last matching pattern wins. A directory or symbolic link that is excluded stays if some include pattern could bring
 //! back something below it (dpkg compares the pattern's text before its first wildcard). `*` also matches `/`.
 
-/// What no node needs: manuals, translations other than English, documentation other than licences.
-pub const RULES: &str = "\
-path-exclude=/usr/share/man/*
-path-exclude=/usr/share/info/*
-path-exclude=/usr/share/locale/*
-path-include=/usr/share/locale/locale.alias
-path-include=/usr/share/locale/C*
-path-include=/usr/share/locale/en*
-path-exclude=/usr/share/doc/*
-path-include=/usr/share/doc/*/copyright
-path-exclude=/usr/share/lintian/*
-";
-
-/// Where the image keeps [`RULES`] for its own dpkg.
+/// Where the image keeps the patterns for its own dpkg.
 pub const CONFIG_PATH: &str = "etc/dpkg/dpkg.cfg.d/pgkiln";
 
 /// A list of exclude and include patterns.
@@ -44,6 +31,12 @@ impl Filter {
         Self(config.lines().filter_map(rule).collect())
     }
 
+    /// The dpkg configuration file for a recipe's patterns: includes last, so that they win.
+    pub fn config(excludes: &[String], includes: &[String]) -> String {
+        let excludes = excludes.iter().map(|pattern| format!("path-exclude={pattern}\n"));
+        excludes.chain(includes.iter().map(|pattern| format!("path-include={pattern}\n"))).collect()
+    }
+
     /// Whether dpkg would leave `path` (absolute) out; `may_hold_others` for directories and symbolic links.
     pub fn skips(&self, path: &str, may_hold_others: bool) -> bool {
         let path = path.as_bytes();
@@ -61,7 +54,7 @@ impl Rule {
     }
 }
 
-/// `fnmatch(pattern, text, 0)` for `*` and `?`; the only wildcards [`RULES`] may use.
+/// `fnmatch(pattern, text, 0)` for `*` and `?`; the wildcards that recipes use.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.first(), text.first()) {
         (None, None) => true,
@@ -75,6 +68,10 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const RULES: &str =
+        "path-exclude=/usr/share/man/*\npath-exclude=/usr/share/locale/*\npath-include=/usr/share/locale/en*
+path-exclude=/usr/share/doc/*\npath-include=/usr/share/doc/*/copyright\n";
 
     #[test]
     fn last_match_wins_and_parents_of_includes_stay() {

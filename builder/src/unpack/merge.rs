@@ -7,11 +7,11 @@ use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{readlinkat, renameat};
 
+use super::Known;
 use super::deb::Deb;
 use super::dpkg_db::{Database, Diversion};
 use super::extract::{Extracted, Placement, Rules, extract};
 use super::tree::{Tree, is_dir, lstat_at, split, text};
-use super::Known;
 use crate::problem::Problem;
 
 /// Who keeps a file that two packages ship.

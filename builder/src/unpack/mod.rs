@@ -22,6 +22,7 @@ use std::sync::mpsc;
 
 use anyhow::Context;
 
+use crate::digest::Sha256;
 use crate::sandbox::Sandbox;
 
 pub mod control;
@@ -45,7 +46,7 @@ pub struct Package {
     /// The `.deb` in the cache.
     pub path: PathBuf,
     /// SHA-256 the lock names.
-    pub sha256: String,
+    pub sha256: Sha256,
 }
 
 /// A package with what its control archive says.
@@ -63,9 +64,11 @@ impl Known {
 }
 
 /// Unpacks `packages` into the empty directory `root`. `stage` is a scratch directory on the same file system. `prepare` is
-/// called once, when the base is unpacked but nothing is configured yet.
+/// called once, when the base is unpacked but nothing is configured yet. `filter` is a dpkg configuration file with
+/// `path-exclude` lines; the tree keeps it.
 pub fn unpack(
     packages: &[Package],
+    filter: &str,
     root: &Path,
     stage: &Path,
     sandbox: &Sandbox,
@@ -82,9 +85,9 @@ pub fn unpack(
     let waves = waves::waves(&paragraphs, &has_preinst);
     let database = Database::create(root)?;
     let tree = Tree::open(root)?;
-    let filter = Filter::parse(filter::RULES);
     fs_err::create_dir_all(root.join(filter::CONFIG_PATH).parent().context("path")?)?;
-    fs_err::write(root.join(filter::CONFIG_PATH), filter::RULES)?;
+    fs_err::write(root.join(filter::CONFIG_PATH), filter)?;
+    let filter = Filter::parse(filter);
 
     let (base, rest) = waves.split_first().context("no packages")?;
     let base: Vec<&Known> = base.iter().map(|index| &known[*index]).collect();

@@ -34,7 +34,14 @@ impl<'a> Providers<'a> {
     }
 
     fn direct(&self, index: usize, field: &str) -> BTreeSet<usize> {
-        self.1[index].relation(field).into_iter().flatten().filter_map(|name| self.0.get(&name)).flatten().copied().collect()
+        self.1[index]
+            .relation(field)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.0.get(&name))
+            .flatten()
+            .copied()
+            .collect()
     }
 }
 

@@ -1,0 +1,56 @@
+//! The agent's binary for the image: given, or built here so that the same source gives the same bytes on any host.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::cache::Cache;
+use crate::problem::Problem;
+use crate::tool::{Cmd, table};
+
+/// Returns the binary to install: `given`, or the workspace's own agent, built static with the paths of this machine mapped
+/// away, in a target directory of its own (other flags than a developer's build, so the two never rebuild each other).
+pub fn agent(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
+    if let Some(path) = given {
+        fs_err::metadata(path).context("reading the agent given with --agent")?;
+        return Ok(path.to_owned());
+    }
+    let workspace = workspace(image_dir)?;
+    let target_dir = cache.root().join("agent");
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    for (path, name) in [(Some(&workspace), "/pgkiln"), (Some(&target_dir), "/target"), (cargo_home.as_ref(), "/cargo")]
+    {
+        flags.extend(path.map(|path| format!("--remap-path-prefix={}={name}", path.display())));
+    }
+    let _alone = cache.lock("agent", || ())?;
+    Cmd::new(&table::CARGO)
+        .args(["build", "--locked", "--quiet", "--profile", "agent", "--package", "firstboot", "--target", &triple])
+        .env("CARGO_TARGET_DIR", &target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .current_dir(&workspace)
+        .run()
+        .context("building the agent")?;
+    Ok(target_dir.join(triple).join("agent/firstboot"))
+}
+
+/// The checkout an image's directory lies in.
+fn workspace(image_dir: &Path) -> anyhow::Result<PathBuf> {
+    let image_dir = fs_err::canonicalize(image_dir)?;
+    let found = image_dir.ancestors().find(|dir| dir.join("firstboot/Cargo.toml").is_file());
+    let problem = || {
+        Problem::new(
+            "the agent's source is not beside the image",
+            image_dir.display().to_string(),
+            "name a binary with --agent FILE, or bake an image of a checkout",
+        )
+    };
+    Ok(found.map(Path::to_owned).ok_or_else(problem)?)
+}
+
+/// Role profiles of the checkout an image lies in; a directory that does not exist if there is none.
+pub fn profiles(image_dir: &Path) -> PathBuf {
+    workspace(image_dir).unwrap_or_default().join("profiles")
+}

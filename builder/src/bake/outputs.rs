@@ -1,0 +1,87 @@
+//! Where a bake's inputs come from and its outputs go.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::work::Work;
+use crate::cache::Cache;
+use crate::cli::lock::show;
+use crate::digest::Sha256;
+use crate::fetch;
+use crate::lock::relock::{self, Relocked};
+use crate::lock::{Locked, Recipe};
+use crate::manifest::{Manifest, Output};
+use crate::progress::Step;
+
+/// Has all packages of the recipes in the cache; with `relock` a lock the archive no longer serves is resolved anew.
+pub fn fetch<const N: usize>(
+    recipes: [Recipe<Locked>; N],
+    relock: bool,
+    cache: &Cache,
+    step: &Step<'_>,
+) -> anyhow::Result<[Relocked; N]> {
+    let done = recipes
+        .into_iter()
+        .map(|recipe| {
+            if relock {
+                return relock::fetch_or_relock(recipe, cache, &|event| show(step, &event));
+            }
+            fetch::fetch(&recipe.items(), cache, &|event| show(step, &event))?;
+            Ok(Relocked { recipe, relocked: false, drift: Vec::new() })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    done.try_into().map_err(|_| anyhow::anyhow!("as many results as recipes"))
+}
+
+/// An empty directory in the scratch area.
+pub fn scratch(work: &Work, name: &str) -> anyhow::Result<PathBuf> {
+    let dir = work.path().join(name);
+    fs_err::create_dir(&dir)?;
+    Ok(dir)
+}
+
+/// Name, size and digest of an output.
+pub fn describe(path: &Path, format: &'static str) -> anyhow::Result<Output> {
+    let (sha256, bytes) = Sha256::of_file(path)?;
+    let name = path.file_name().context("output without a name")?.to_string_lossy().into_owned();
+    Ok(Output { name, format, bytes, sha256 })
+}
+
+/// Writes the manifest and moves everything to `out`. `SHA256SUMS` is removed first and comes back last: where it is, the
+/// set is complete.
+pub fn publish(made: &Path, manifest: &Manifest<'_>, out: &Path) -> anyhow::Result<PathBuf> {
+    fs_err::create_dir_all(out)?;
+    let sums = out.join("SHA256SUMS");
+    match fs_err::remove_file(&sums) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut json = serde_json::to_vec_pretty(manifest)?;
+    json.push(b'\n');
+    fs_err::write(made.join("manifest.json"), &json)?;
+    let mut text = String::new();
+    for output in &manifest.outputs {
+        place(&made.join(&output.name), &out.join(&output.name))?;
+        let _ = writeln!(text, "{}  {}", output.sha256, output.name);
+    }
+    place(&made.join("manifest.json"), &out.join("manifest.json"))?;
+    let _ = writeln!(text, "{}  manifest.json", Sha256::of(&json));
+    fs_err::write(made.join("SHA256SUMS"), text)?;
+    place(&made.join("SHA256SUMS"), &sums)?;
+    Ok(fs_err::canonicalize(out)?)
+}
+
+/// Renames, or copies beside the target and renames where the two lie on different file systems.
+fn place(from: &Path, to: &Path) -> anyhow::Result<()> {
+    match fs_err::rename(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+            let partial = to.with_file_name(format!(".{}.partial", to.file_name().context("path")?.display()));
+            fs_err::copy(from, &partial)?;
+            fs_err::rename(&partial, to)?;
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}

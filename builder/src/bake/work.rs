@@ -1,0 +1,91 @@
+//! Scratch directories that leave nothing behind.
+//!
+//! Whatever is being made lies in `<cache>/work/bake-…` and only moves to its place when it is complete. A directory belongs
+//! to the process that holds the lock on the file beside it; when that process is gone, however it went, the next one
+//! sweeps the directory away before it starts.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::cache::Cache;
+
+/// What our directories in `<cache>/work` start with.
+const PREFIX: &str = "bake-";
+
+/// A scratch directory, removed when dropped.
+#[derive(Debug)]
+pub struct Work {
+    dir: PathBuf,
+    lock_path: PathBuf,
+    _lock: File,
+}
+
+impl Work {
+    /// Removes what dead processes left and makes a new directory.
+    pub fn create(cache: &Cache) -> anyhow::Result<Self> {
+        // Between making a lock file and locking it nobody may sweep.
+        let _alone = cache.lock("work", || ())?;
+        let parent = cache.root().join("work");
+        sweep(&parent)?;
+        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent)?.keep();
+        let lock_path = dir.with_extension("lock");
+        let lock = fs_err::File::create(&lock_path)?.into_parts().0;
+        lock.lock().context("locking a scratch directory")?;
+        Ok(Self { dir, lock_path, _lock: lock })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // Best effort: what remains is swept next time.
+        let _ = fs_err::remove_dir_all(&self.dir);
+        let _ = fs_err::remove_file(&self.lock_path);
+    }
+}
+
+fn sweep(parent: &Path) -> anyhow::Result<()> {
+    for entry in fs_err::read_dir(parent)? {
+        let path = entry?.path();
+        let ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+        if !ours || !path.is_dir() {
+            continue;
+        }
+        let lock_path = path.with_extension("lock");
+        let dead = match fs_err::File::open(&lock_path) {
+            Ok(lock) => lock.into_parts().0.try_lock().is_ok(),
+            Err(_) => true,
+        };
+        if dead {
+            fs_err::remove_dir_all(&path)?;
+            let _ = fs_err::remove_file(&lock_path);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_live_directory_stays_and_a_dead_one_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let live = Work::create(&cache).unwrap();
+        let dead = dir.path().join("work/bake-dead");
+        fs_err::create_dir_all(dead.join("root")).unwrap();
+        fs_err::write(dir.path().join("work/bake-dead.lock"), "").unwrap();
+        let second = Work::create(&cache).unwrap();
+        assert!(live.path().is_dir() && second.path().is_dir() && !dead.exists());
+        let gone = live.path().to_owned();
+        drop(live);
+        assert!(!gone.exists());
+    }
+}
