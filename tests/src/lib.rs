@@ -4,4 +4,6 @@
 pub mod archive;
 pub mod archive_server;
 pub mod binary;
+pub mod crash;
+pub mod plot;
 pub mod workspace;
