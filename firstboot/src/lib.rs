@@ -12,6 +12,7 @@ pub mod image_info;
 pub mod layout;
 pub mod member;
 pub mod notify;
+pub mod patroni;
 pub mod pki;
 pub mod plan;
 pub mod problem;

@@ -1,35 +1,257 @@
 //! This node as a member of its cluster: the agent's server, etcd's birth, the slot's lease, the watch.
 
-use anyhow::Result;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use crate::apply::Cluster;
+use crate::birth::{self, Agreement, Born, Desk, Record, Stage, Voters};
+use crate::etcd::{Accounts, Client, Credentials, Endpoint};
+use crate::facts::Facts;
+use crate::patroni::Patroni;
+use crate::pki;
 use crate::plan::Desired;
-use crate::step::Host;
+use crate::register::{self, Keys, LeaseCell, Slot, SlotHolder};
+use crate::render::etcd::{InitialState, environment};
+use crate::retry::{Failure, Policy, retry};
+use crate::server;
+use crate::spec::NodeSpec;
+use crate::status::Phase;
+use crate::step::{File, Host};
+use crate::tool;
+use crate::watch::Watch;
+
+/// The agent's own port.
+const PORT: u16 = 8443;
+/// At the end: giving the slot back, if etcd still answers.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The running parts of the agent.
 #[derive(Debug)]
 pub struct Member {
-    _host: Host,
-    _desired: Desired,
+    host: Host,
+    desired: Desired,
+    facts: Facts,
+    desk: Arc<Desk>,
+    etcd: Option<Arc<Client>>,
+    server: Option<JoinHandle<Result<()>>>,
+    keeper: Option<JoinHandle<Result<()>>>,
+    lease: Arc<LeaseCell>,
+}
+
+/// etcd's members, this node's own first.
+pub fn endpoints(spec: &NodeSpec) -> Vec<Endpoint> {
+    let mut endpoints: Vec<_> = spec.seeds.iter().map(|(slot, ip)| Endpoint::new(slot, *ip)).collect();
+    endpoints.sort_by_key(|endpoint| endpoint.slot != spec.slot);
+    endpoints
 }
 
 impl Member {
     /// Prepares; nothing runs yet.
     pub fn new(host: &Host, desired: &Desired) -> Self {
-        Self { _host: host.clone(), _desired: desired.clone() }
+        Self {
+            host: host.clone(),
+            desired: desired.clone(),
+            facts: Facts::gather(&host.layout),
+            desk: Arc::default(),
+            etcd: None,
+            server: None,
+            keeper: None,
+            lease: Arc::default(),
+        }
+    }
+
+    fn spec(&self) -> &NodeSpec {
+        self.desired.spec()
+    }
+
+    fn keys(&self) -> Keys {
+        Keys(self.spec().cluster.uuid)
+    }
+
+    async fn serve(&mut self) -> Result<()> {
+        if self.server.is_some() {
+            return Ok(());
+        }
+        let address = SocketAddr::new(self.desired.ip()?, PORT);
+        let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+        let tls = pki::server(&self.host.layout.pki(), "agent")?;
+        let endpoints = server::Endpoints {
+            cluster: self.spec().cluster.uuid,
+            desk: self.desk.clone(),
+            board: self.host.board.clone(),
+        };
+        self.server = Some(tokio::spawn(server::serve(listener, tls, endpoints)));
+        Ok(())
+    }
+
+    /// Which way etcd may start.
+    async fn agree(&self) -> Result<Agreement> {
+        let (layout, spec) = (&self.host.layout, self.spec());
+        let voters = Voters { cluster: spec.cluster.uuid, seeds: spec.seeds.clone() };
+        let record = match Record::load(layout)? {
+            Some(record) => record,
+            None => Record::new(&spec.slot, voters),
+        };
+        let tls = pki::client(&layout.pki(), "agent", Some(spec.cluster.uuid))?;
+        let peers = spec.seeds.iter().filter(|(slot, _)| **slot != spec.slot);
+        let peers = peers.map(|(slot, ip)| (slot.clone(), SocketAddr::new(*ip, PORT))).collect();
+        birth::agree(layout, record, self.facts.data.pg_control, tls, peers, &self.desk, &self.host.board).await
+    }
+
+    fn write_environment(&self, state: InitialState) -> Result<()> {
+        let text = environment(&self.desired.input()?, state);
+        File::owned("/run/pgkiln/etcd/etcd.env", text, 0o640, ("root", "etcd")).write(&self.host.layout)
+    }
+
+    fn accounts(&self) -> Accounts {
+        let (spec, passwords) = (self.spec(), &self.desired.secrets.passwords);
+        Accounts {
+            root: passwords.etcd_root.clone(),
+            agent: passwords.etcd_agent.clone(),
+            patroni: passwords.etcd_patroni.clone(),
+            proxy: passwords.etcd_proxy.clone(),
+            patroni_prefix: format!("/service/{}/", spec.cluster.name),
+            agent_prefix: self.keys().prefix(),
+        }
+    }
+
+    /// Waits for quorum, makes sure of accounts and authentication, and remembers that the cluster is born.
+    async fn settle(&self, client: &Client) -> Result<()> {
+        let (spec, board, accounts) = (self.spec(), &self.host.board, self.accounts());
+        let status = retry(
+            Policy::PROMPT,
+            |error, since| board.waiting(format!("etcd's quorum for {} s: {error:#}", since.as_secs())),
+            async || {
+                client.ensure_accounts(&spec.slot, &accounts).await.map_err(transient)?;
+                client.status(&spec.slot).await.map_err(|e| transient(e.into()))
+            },
+        )
+        .await?;
+        // The accounts went through etcd's log: it has served.
+        Born::store(&self.host.layout, spec.cluster.uuid, &spec.slot, status.cluster_id())?;
+        if let Some(record) = self.desk.shown() {
+            self.desk.show(Record { stage: Stage::Born, ..record });
+        }
+        self.write_environment(InitialState::Existing)?;
+        board.waited();
+        Ok(())
+    }
+
+    fn node(&self) -> Result<register::Node> {
+        let image = &self.desired.image;
+        Ok(register::Node {
+            role: self.spec().role.name().to_owned(),
+            address: self.desired.ip()?.to_string(),
+            image: register::Image {
+                name: image.name.clone(),
+                version: image.version.clone(),
+                root_hash: image.root_hash.clone(),
+            },
+            state: "running".to_owned(),
+            since: register::now(),
+        })
+    }
+
+    fn client(&self) -> Result<Arc<Client>> {
+        self.etcd.clone().context("etcd is not connected yet")
+    }
+
+    fn units(&self) -> Vec<String> {
+        let services = self.desired.profile.services.iter();
+        services.filter_map(|service| self.desired.image.unit(service).ok().map(str::to_owned)).collect()
     }
 }
 
+/// Errors that waiting may cure are tried again, refusals are not.
+fn transient(error: anyhow::Error) -> Failure {
+    if register::is_transient(&error) { Failure::Again(error) } else { Failure::GiveUp(error) }
+}
+
 impl Cluster for Member {
-    async fn etcd(&mut self, _unit: &str) -> Result<()> {
+    async fn etcd(&mut self, unit: &str) -> Result<()> {
+        self.serve().await?;
+        self.host.board.phase(Phase::Joining);
+        let state = match self.agree().await? {
+            Agreement::Found(_) => InitialState::New,
+            Agreement::Born => InitialState::Existing,
+        };
+        self.write_environment(state)?;
+        tool::systemctl(&["start", "--no-block", unit]).run().await.context("starting etcd")?;
+        let tls = pki::client(&self.host.layout.pki(), "agent", None)?;
+        let user = Credentials::new("agent", &self.desired.secrets.passwords.etcd_agent);
+        let client = Arc::new(Client::new(endpoints(self.spec()), tls, Some(user))?);
+        self.settle(&client).await?;
+        self.etcd = Some(client);
         Ok(())
     }
 
     async fn slot(&mut self) -> Result<()> {
+        let (client, keys, board) = (self.client()?, self.keys(), self.host.board.clone());
+        let slot = self.spec().slot.clone();
+        let holder = SlotHolder {
+            boot_id: self.facts.boot_id.clone(),
+            machine: self.facts.machine.clone(),
+            since: register::now(),
+        };
+        let waiting = |error: &anyhow::Error, since: Duration| {
+            board.waiting(format!("the lease of slot {slot} for {} s: {error:#}", since.as_secs()));
+        };
+        let taken = retry(Policy::PROMPT, waiting, async || {
+            Slot::take(&client, keys, &slot, holder.clone(), &board).await.map_err(transient)
+        })
+        .await?;
+        board.waited();
+        let (cluster, _) = register::cluster_key(&client, keys, &self.spec().cluster.name).await?;
+        let pgdata = self.host.layout.pgdata(self.desired.image.postgresql_major()?);
+        let place = pgdata.display().to_string();
+        register::check_system_id(register::system_id(&pgdata), cluster.pg_system_id.as_deref(), &place)?;
+        client.put(&keys.node(&slot), &serde_json::to_vec(&self.node()?)?, None).await?;
+        self.lease.set(taken.lease());
+        let lease = self.lease.clone();
+        self.keeper = Some(tokio::spawn(async move { taken.keep(&client, keys, &board, &lease).await }));
         Ok(())
     }
 
     async fn watch(&mut self) -> Result<()> {
-        Ok(())
+        let (client, spec) = (self.client()?, self.spec());
+        let tls = pki::client(&self.host.layout.pki(), "agent", None)?;
+        let patroni = match self.desired.profile.runs("patroni") {
+            true => {
+                let password = &self.desired.secrets.passwords.patroni_rest;
+                Some(Patroni::new(&spec.slot, self.desired.ip()?, tls, password)?)
+            }
+            false => None,
+        };
+        let watch = Watch {
+            layout: self.host.layout.clone(),
+            board: self.host.board.clone(),
+            keys: self.keys(),
+            cluster: spec.cluster.name.clone(),
+            slot: spec.slot.clone(),
+            client: client.clone(),
+            patroni,
+            haproxy: self.desired.profile.runs("haproxy"),
+            units: self.units(),
+        };
+        let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let keeper = self.keeper.take().context("the slot is not held")?;
+        let ended = tokio::select! {
+            _ = stop.recv() => Ok(()),
+            result = watch.run() => result,
+            result = keeper => result.context("keeping the slot's lease").and_then(|kept| kept),
+        };
+        if ended.is_err() {
+            // Somebody else lives in this slot: two PostgreSQL servers under one name must not run.
+            let patroni = self.desired.image.unit("patroni")?;
+            tool::systemctl(&["stop", patroni]).run().await.context("stopping Patroni")?;
+        }
+        // Given back, a restart gets the slot at once.
+        let _ = tokio::time::timeout(FAREWELL, client.revoke(self.lease.get())).await;
+        ended
     }
 }

@@ -1,1 +1,119 @@
-//! (being written)
+//! The long life after boot: look at this node's services, say how they are, record what the cluster needs to know.
+//!
+//! Looks often until the node is good and rarely afterwards: a healthy node costs next to nothing.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::net::TcpStream;
+
+use crate::etcd::Client;
+use crate::layout::Layout;
+use crate::patroni::Patroni;
+use crate::register::{self, Keys};
+use crate::sql;
+use crate::status::{Board, Phase, Verdict};
+use crate::verdict::{self, Health};
+
+/// Between looks at a node that is not good yet.
+const SOON: Duration = Duration::from_millis(1000);
+/// Between looks at a good one.
+const SLOW: Duration = Duration::from_secs(5);
+/// HAProxy's statistics listener: connecting there touches no server.
+const HAPROXY: (&str, u16) = ("127.0.0.1", 7000);
+
+/// What is watched.
+#[derive(Debug)]
+pub struct Watch {
+    /// Paths.
+    pub layout: Layout,
+    /// Where it is said.
+    pub board: Board,
+    /// The cluster.
+    pub keys: Keys,
+    /// Its name.
+    pub cluster: String,
+    /// This node.
+    pub slot: String,
+    /// etcd.
+    pub client: std::sync::Arc<Client>,
+    /// Patroni here, if the role runs it.
+    pub patroni: Option<Patroni>,
+    /// Whether the role runs HAProxy.
+    pub haproxy: bool,
+    /// Units of the role.
+    pub units: Vec<String>,
+}
+
+/// What has been done already.
+#[derive(Debug, Default)]
+struct Done {
+    system_id: bool,
+    reconciled: bool,
+}
+
+impl Watch {
+    /// Watches until dropped.
+    pub async fn run(&self) -> Result<()> {
+        let mut done = Done::default();
+        loop {
+            let health = self.look().await;
+            let (verdict, why) = verdict::judge(&health);
+            self.say(verdict, why);
+            if let Err(error) = self.chores(&health, &mut done).await {
+                tracing::warn!("{error:#}");
+            }
+            let settled = verdict == Verdict::Good && done.system_id;
+            tokio::time::sleep(if settled { SLOW } else { SOON }).await;
+        }
+    }
+
+    fn say(&self, verdict: Verdict, why: Option<String>) {
+        if self.board.get().verdict != verdict {
+            tracing::info!("verdict: {verdict:?}{}", why.as_ref().map(|w| format!(" ({w})")).unwrap_or_default());
+        }
+        self.board.verdict(verdict);
+        match why {
+            Some(why) => self.board.waiting(why),
+            None => self.board.update(|status| {
+                status.phase = Phase::Running;
+                status.waiting_for = None;
+                status.error = None;
+            }),
+        }
+    }
+
+    /// One look at everything.
+    async fn look(&self) -> Health {
+        let etcd = match self.client.status(&self.slot).await {
+            Ok(status) if status.leader != 0 => None,
+            Ok(_) => Some("no leader".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        let patroni = match &self.patroni {
+            Some(patroni) => Some(patroni.local().await.map_err(|error| format!("{error:#}"))),
+            None => None,
+        };
+        let haproxy = if self.haproxy { TcpStream::connect(HAPROXY).await.err().map(|e| e.to_string()) } else { None };
+        let mut health = Health { etcd, patroni, haproxy, failing: Vec::new() };
+        if verdict::judge(&health).0 != Verdict::Good {
+            health.failing = verdict::failing(&self.units).await;
+        }
+        health
+    }
+
+    async fn chores(&self, health: &Health, done: &mut Done) -> Result<()> {
+        if !done.system_id && health.etcd.is_none() {
+            done.system_id = register::record_system_id(&self.client, self.keys, &self.cluster).await?;
+        }
+        let leads = matches!(&health.patroni, Some(Ok(local)) if local.leads());
+        if !leads {
+            // Whoever leads next does it once.
+            done.reconciled = false;
+        } else if !done.reconciled {
+            sql::reconcile(&self.layout, None).await?;
+            done.reconciled = true;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! Patroni's REST interface, as far as the agent uses it: health of the local PostgreSQL, the members, switchover.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::spec::Secret;
+
+/// `GET /patroni` of one node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Local {
+    /// `running`, `starting`, `creating replica`, `stopped`, …
+    #[serde(default)]
+    pub state: String,
+    /// `primary` (`master` before 4.0), `replica`, `standby_leader`, `uninitialized`.
+    #[serde(default)]
+    pub role: String,
+    /// `streaming` or `in archive recovery` on replicas (Patroni 3.0.4 and later).
+    #[serde(default)]
+    pub replication_state: Option<String>,
+}
+
+impl Local {
+    /// Whether PostgreSQL accepts writes here.
+    pub fn leads(&self) -> bool {
+        self.state == "running" && matches!(self.role.as_str(), "primary" | "master")
+    }
+
+    /// Whether it follows.
+    pub fn follows(&self) -> bool {
+        let streaming = self.replication_state.as_deref().is_none_or(|state| state == "streaming");
+        self.state == "running" && self.role == "replica" && streaming
+    }
+}
+
+/// One member of `GET /cluster`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Member {
+    /// Its slot.
+    pub name: String,
+    /// `leader`, `replica`, `sync_standby`, `quorum_standby` …
+    pub role: String,
+    /// `running`, `streaming`, `stopped` …
+    #[serde(default)]
+    pub state: String,
+}
+
+/// The interface of one node.
+#[derive(Debug, Clone)]
+pub struct Patroni {
+    http: reqwest::Client,
+    base: String,
+    password: Secret,
+}
+
+impl Patroni {
+    /// Patroni of `slot` at `ip`; `tls` presents a client certificate (unsafe methods need one).
+    pub fn new(slot: &str, ip: IpAddr, tls: rustls::ClientConfig, password: &Secret) -> Result<Self> {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(1))
+            .timeout(Duration::from_secs(3))
+            .http1_only()
+            // Patroni answers from a small pool of threads: an idle connection would hold one of them.
+            .pool_max_idle_per_host(0)
+            .resolve(slot, SocketAddr::new(ip, 8008))
+            .tls_backend_preconfigured(tls)
+            .build()?;
+        Ok(Self { http, base: format!("https://{slot}:8008"), password: password.clone() })
+    }
+
+    /// The node itself.
+    pub async fn local(&self) -> Result<Local> {
+        self.get("patroni").await
+    }
+
+    /// The cluster as this node sees it.
+    pub async fn members(&self) -> Result<Vec<Member>> {
+        #[derive(Deserialize)]
+        struct Cluster {
+            #[serde(default)]
+            members: Vec<Member>,
+        }
+        Ok(self.get::<Cluster>("cluster").await?.members)
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let sent = self.http.get(format!("{}/{path}", self.base)).send().await;
+        let response = sent.map_err(|e| anyhow::anyhow!("Patroni: {}", crate::etcd::plain(&e)))?;
+        let bytes = response.bytes().await.context("Patroni: reading the answer")?;
+        serde_json::from_slice(&bytes).with_context(|| format!("Patroni: reading the answer of /{path}"))
+    }
+
+    /// Hands leadership from `leader` to whichever replica is best; returns what Patroni said once it is done.
+    pub async fn switchover(&self, leader: &str, limit: Duration) -> Result<String> {
+        let request = self
+            .http
+            .post(format!("{}/switchover", self.base))
+            .basic_auth("patroni", Some(self.password.expose()))
+            .timeout(limit)
+            .json(&serde_json::json!({"leader": leader}));
+        let sent = request.send().await;
+        let response = sent.map_err(|e| anyhow::anyhow!("Patroni: {}", crate::etcd::plain(&e)))?;
+        let status = response.status();
+        let text = response.text().await.unwrap_or_default();
+        anyhow::ensure!(status.is_success(), "Patroni refused ({status}): {}", text.trim());
+        Ok(text.trim().to_owned())
+    }
+}
