@@ -59,9 +59,9 @@ pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, endpoints: 
         let (acceptor, endpoints) = (acceptor.clone(), endpoints.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            match tokio::time::timeout(LIFETIME, connection(stream, acceptor, endpoints)).await {
-                Ok(Err(error)) => tracing::debug!(%from, "port 8443: {error:#}"),
-                Ok(Ok(())) | Err(_) => {}
+            let ended = tokio::time::timeout(LIFETIME, connection(stream, acceptor, endpoints)).await;
+            if let Ok(Err(error)) = ended {
+                tracing::debug!(%from, "port 8443: {error:#}");
             }
         });
     }

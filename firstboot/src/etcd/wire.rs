@@ -21,9 +21,10 @@ pub(super) fn prefix_end(prefix: &str) -> Vec<u8> {
 }
 
 /// `"12"` or `12`.
-pub(super) fn number<'de, D: Deserializer<'de>, T: std::str::FromStr>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn number<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
-    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + std::str::FromStr,
     T::Err: std::fmt::Display,
 {
     #[derive(Deserialize)]
