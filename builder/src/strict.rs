@@ -58,9 +58,23 @@ impl<'a> Reader<'a> {
 
     /// Adds a problem at a place in the file.
     pub fn problem(&mut self, span: &Range<usize>, what: impl Into<String>, remedy: impl Into<String>) {
-        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        self.problem_in_line(self.line(span), what, remedy);
+    }
+
+    /// Adds a problem in a line of the file.
+    pub fn problem_in_line(&mut self, line: usize, what: impl Into<String>, remedy: impl Into<String>) {
         self.problems.push(Problem::new(what, format!("{}:{line}", self.file), remedy));
+    }
+
+    /// The line in which `span` begins, from 1.
+    pub fn line(&self, span: &Range<usize>) -> usize {
+        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+
+    /// Whether anything was found wrong so far.
+    pub fn has_problems(&self) -> bool {
+        !self.problems.is_empty()
     }
 
     /// Reports every key of `table` that is not among `known`. `path` names the table (empty: the document).

@@ -315,7 +315,7 @@ fn an_unreachable_mirror_is_told_as_such() -> Result {
 #[test]
 fn unknown_names_are_told_together_with_line_and_suggestion() -> Result {
     let fixture = Fixture::new(&["app", "extrra", "no-such-thing"])?;
-    let error = fixture.resolve().err().expect("unknown packages are refused");
+    let error = fixture.resolve().expect_err("unknown packages are refused");
     let found = problems(&error);
     assert_eq!(found.len(), 2, "{error:#}");
     assert!(found[0].what.contains("unknown package `extrra`") && found[0].remedy.contains("did you mean `extra`?"));

@@ -105,3 +105,52 @@ fn number<'t>(text: &mut &'t [u8]) -> &'t [u8] {
     let zeros = digits.iter().take_while(|byte| **byte == b'0').count();
     &digits[zeros..]
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tool::{Cmd, table};
+
+    /// Versions near each other, so that every rule decides somewhere.
+    fn version() -> impl Strategy<Value = String> {
+        ("([0-2]:)?", "[0-9][0-9a-cA~+.-]{0,6}", "(-[0-9a-c~+.]{1,3})?").prop_map(|(e, u, r)| e + &u + &r)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+        #[test]
+        fn the_order_is_dpkg_s((a, b) in (version(), version())) {
+            let dpkg = |relation: &str| {
+                Cmd::new(&table::DPKG).args(["--compare-versions", &a, relation, &b]).captured().unwrap()
+            };
+            match (Version::parse(&a), Version::parse(&b)) {
+                (Ok(left), Ok(right)) => {
+                    let relation = match left.cmp(&right) {
+                        Ordering::Less => "lt",
+                        Ordering::Equal => "eq",
+                        Ordering::Greater => "gt",
+                    };
+                    let done = dpkg(relation);
+                    prop_assert!(done.status.success(), "dpkg does not find that {} {} {}", a, relation, b);
+                }
+                _ => {
+                    let told = String::from_utf8_lossy(&dpkg("eq").stderr).into_owned();
+                    prop_assert!(told.contains("bad syntax"), "dpkg accepts {} and {}: {}", a, b, told);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn known_pairs() {
+        let ordered = ["1.0~rc1", "1.0", "1.0-1", "1.0-1+b1", "1.0-1.1", "1.0a", "1.0+x", "1.0.1", "1.1", "1:0.1"];
+        let versions: Vec<Version> = ordered.iter().map(|text| Version::parse(text).unwrap()).collect();
+        assert!(versions.is_sorted_by(|a, b| a < b), "{versions:?}");
+        assert_eq!(Version::parse("1.0").unwrap(), Version::parse("0:1.00-0").unwrap());
+        for bad in ["", "a", "1.0-", ":1", "x:1", "1 0", "1_0"] {
+            assert!(Version::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -15,9 +15,9 @@ use crate::problem::Problems;
 pub mod distribution;
 mod document;
 mod parse;
+mod parse_archive;
 
 pub use distribution::Distribution;
-pub(crate) use document::closest;
 
 /// A value and the line of `image.toml` it stands in, for messages that come later (an unknown package, a wrong signature).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,16 +185,31 @@ impl Image {
             distribution: &'a str,
             suite: &'a str,
             architecture: &'a str,
-            archives: Vec<(&'a str, &'a [String], &'a [String], &'a [String], Option<i64>, Option<&'a str>)>,
+            archives: Vec<Source<'a>>,
             packages: Vec<String>,
         }
+        #[derive(Serialize)]
+        struct Source<'a> {
+            id: &'a str,
+            suites: &'a [String],
+            components: &'a [String],
+            fingerprints: &'a [String],
+            priority: Option<i64>,
+            snapshot: Option<&'a str>,
+        }
+        let archives = self.archives.iter().map(|archive| Source {
+            id: &archive.id,
+            suites: &archive.suites,
+            components: &archive.components,
+            fingerprints: &archive.fingerprints,
+            priority: archive.priority,
+            snapshot: archive.url.snapshot(),
+        });
         let resolution = Resolution {
             distribution: self.distribution.id,
             suite: &self.suite,
             architecture: &self.architecture,
-            archives: (self.archives.iter())
-                .map(|a| (&*a.id, &*a.suites, &*a.components, &*a.fingerprints, a.priority, a.url.snapshot()))
-                .collect(),
+            archives: archives.collect(),
             packages: self.wanted().iter().map(Wanted::spelling).collect(),
         };
         Sha256::of(serde_json::to_string(&resolution).unwrap_or_default())

@@ -1,14 +1,17 @@
 //! From text to [`Image`]: every rule of the recipe's format, each problem with its line and a way out.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::de::DeTable;
 
 use super::distribution::{DISTRIBUTIONS, Distribution};
-use super::document::{Document, Table, suggestion};
-use super::{Archive, Component, Image, Located, Url};
+use super::document::Table;
+use super::{Component, Image, Located, parse_archive};
+use crate::apt::version::Version;
 use crate::problem::Problems;
+use crate::strict::{Reader, suggestion};
 
 /// The version of the format.
 const SCHEMA: i64 = 1;
@@ -16,91 +19,61 @@ const ARCHITECTURES: &[&str] = &["amd64", "arm64"];
 const VARIANTS: &[&str] = &["cloud", "metal"];
 const OUTPUTS: &[&str] = &["tree", "raw", "qcow2", "vhd", "vmdk", "ova", "gce", "pxe", "iso", "update"];
 /// What the agent knows how to run.
+#[rustfmt::skip]
 const COMPONENTS: &[&str] = &[
-    "postgresql",
-    "patroni",
-    "etcd",
-    "haproxy",
-    "keepalived",
-    "pgbackrest",
-    "pgbouncer",
-    "pgpool",
-    "pgagroal",
-    "chrony",
+    "postgresql", "patroni", "etcd", "haproxy", "keepalived", "pgbackrest", "pgbouncer", "pgpool", "pgagroal", "chrony",
     "ssh",
 ];
 
 pub(super) fn parse(text: &str, file: &Path) -> Result<Image, Problems> {
-    let document = Document::new(file, text);
-    let (root, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        let line = document.line(error.span().map_or(0, |span| span.start));
-        document.problem(line, format!("not TOML: {}", error.message()), "see https://toml.io for the format");
-    }
-    let image = if errors.is_empty() { read(&document, root.get_ref(), file) } else { None };
-    match image {
-        Some(image) if !document.has_problems() => Ok(image),
-        _ => Err(document.problems()),
-    }
+    let name = file.display().to_string();
+    let mut reader = Reader::new(&name, text);
+    let root = reader.document()?;
+    let reader = RefCell::new(reader);
+    let image = read(&reader, root.get_ref(), file);
+    reader.borrow_mut().finish()?;
+    // Whatever is missing was reported.
+    image.ok_or_else(Problems::default)
 }
 
-fn read(document: &Document<'_>, root: &DeTable<'_>, file: &Path) -> Option<Image> {
-    let top = Table::new(document, "", root, 1);
-    match top.integer("schema") {
-        Some(schema) if schema.value != SCHEMA => {
-            let what = format!("`schema` is {}, this pgkiln reads {SCHEMA}", schema.value);
-            document.problem(schema.line, what, "use the pgkiln this recipe was written for");
-        }
-        Some(_) => {}
-        None if root.iter().all(|(key, _)| key.get_ref() != "schema") => top.missing("schema", "1"),
-        None => {}
-    }
+fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Option<Image> {
+    let top = Table::top(reader, root);
+    check_schema(&top);
     let name = top.required("name", "\"debian-13\"");
-    if let (Some(name), Some(dir)) = (&name, directory_name(file))
-        && name.value != dir
-    {
-        let what = format!("`name` is `{}`, the directory is `{dir}`", name.value);
-        document.problem(name.line, what, "make them equal: locks and outputs are found by this name");
-    }
-    let distribution = top.required("distribution", "\"debian\"").and_then(|id| find_distribution(document, &id));
+    name.iter().for_each(|name| check_name(&top, name, file));
+    let distribution = top.required("distribution", "\"debian\"").and_then(|id| find_distribution(&top, &id));
     let suite = top.required("suite", "\"trixie\"");
-    let architecture =
-        top.required("architecture", "\"amd64\"").filter(|a| one_of(document, "architecture", a, ARCHITECTURES));
-    let variant = top.text("variant").filter(|variant| one_of(document, "variant", variant, VARIANTS));
+    let architecture = top.required("architecture", "\"amd64\"");
+    architecture.iter().for_each(|found| one_of(&top, "architecture", found, ARCHITECTURES));
+    let variant = top.text("variant");
+    variant.iter().for_each(|found| one_of(&top, "variant", found, VARIANTS));
     let outputs = top.texts("outputs");
-    for output in &outputs {
-        one_of(document, "output", output, OUTPUTS);
-    }
+    outputs.iter().for_each(|found| one_of(&top, "output", found, OUTPUTS));
     let packages = top.texts("packages");
-    packages.iter().for_each(|package| check_package(document, package));
-    check_duplicates(document, &packages);
-    let kernel = top.table("kernel").and_then(|table| {
-        let package = table.required("package", "\"linux-image-cloud-amd64\"");
-        package.iter().for_each(|package| check_package(document, package));
-        table.finish();
-        package
-    });
-    let path_excludes = patterns(document, "path-excludes", top.texts("path-excludes"));
-    let path_includes = patterns(document, "path-includes", top.texts("path-includes"));
-    let archives = archives(document, &top, distribution, file);
-    let components = components(document, &top);
-    let top_line = top.line;
-    top.finish();
-
-    let (name, distribution, suite, architecture) = (name?, distribution?, suite?, architecture?);
-    if archives.is_empty() && !document.has_problems() {
-        document.problem(top_line, "no archive to take packages from", "add a section [archives.debian]");
+    packages.iter().for_each(|package| check_package(&top, package));
+    check_duplicates(&top, &packages);
+    let kernel = top.table("kernel").and_then(kernel);
+    let path_excludes = patterns(&top, "path-excludes");
+    let path_includes = patterns(&top, "path-includes");
+    let archives =
+        top.table("archives").map_or(Vec::new(), |table| parse_archive::archives(&table, distribution, file));
+    let components = top.table("components").map_or(BTreeMap::new(), |table| components(&table));
+    if !top.has("archives") {
+        top.missing("archives", "a section [archives.debian] that says where packages come from");
     }
-    if !archives.is_empty() && !archives.iter().any(|archive| archive.suites.contains(&suite.value)) {
+    if let Some(suite) = suite.as_ref().filter(|_| !archives.is_empty())
+        && !archives.iter().any(|archive| archive.suites.contains(&suite.value))
+    {
         let what = format!("no archive has the suite `{}`", suite.value);
-        document.problem(suite.line, what, "name it in the `suites` of an archive");
+        top.problem(suite.line, what, "name it in the `suites` of an archive");
     }
+    top.finish();
     Some(Image {
         file: file.to_owned(),
-        name: name.value,
-        distribution,
-        suite: suite.value,
-        architecture: architecture.value,
+        name: name?.value,
+        distribution: distribution?,
+        suite: suite?.value,
+        architecture: architecture?.value,
         variant: variant.map(|variant| variant.value),
         archives,
         components,
@@ -112,214 +85,171 @@ fn read(document: &Document<'_>, root: &DeTable<'_>, file: &Path) -> Option<Imag
     })
 }
 
-/// Name of the directory the file is in; `None` where it has none to compare with (`image.toml` alone).
-fn directory_name(file: &Path) -> Option<String> {
-    Some(file.parent()?.file_name()?.to_str()?.to_owned())
-}
-
-fn one_of(document: &Document<'_>, what: &str, found: &Located<String>, known: &[&'static str]) -> bool {
-    let ok = known.contains(&found.value.as_str());
-    if !ok {
-        let what = format!("unknown {what} `{}`", found.value);
-        document.problem(found.line, what, suggestion(&found.value, known.iter().copied()));
+fn check_schema(top: &Table<'_, '_>) {
+    match top.integer("schema") {
+        Some(schema) if schema.value != SCHEMA => {
+            let what = format!("`schema` is {}, this pgkiln reads {SCHEMA}", schema.value);
+            top.problem(schema.line, what, "use the pgkiln this recipe was written for");
+        }
+        None if !top.has("schema") => top.missing("schema", "1"),
+        Some(_) | None => {}
     }
-    ok
 }
 
-fn find_distribution(document: &Document<'_>, id: &Located<String>) -> Option<&'static Distribution> {
+/// The name must be the directory's, where the file is in one.
+fn check_name(top: &Table<'_, '_>, name: &Located<String>, file: &Path) {
+    let dir = std::path::absolute(file).ok().and_then(|file| Some(file.parent()?.file_name()?.to_str()?.to_owned()));
+    if let Some(dir) = dir.filter(|dir| *dir != name.value) {
+        let what = format!("`name` is `{}`, the directory is `{dir}`", name.value);
+        top.problem(name.line, what, "make them equal: locks and outputs are found by this name");
+    }
+}
+
+fn one_of(table: &Table<'_, '_>, what: &str, found: &Located<String>, known: &[&str]) {
+    if !known.contains(&found.value.as_str()) {
+        let what_is = format!("unknown {what} `{}`", found.value);
+        table.problem(found.line, what_is, suggestion(&found.value, known, what));
+    }
+}
+
+fn find_distribution(top: &Table<'_, '_>, id: &Located<String>) -> Option<&'static Distribution> {
     let known: Vec<&str> = DISTRIBUTIONS.iter().map(|distribution| distribution.id).collect();
-    one_of(document, "distribution", id, &known).then(|| Distribution::find(&id.value))?
+    one_of(top, "distribution", id, &known);
+    Distribution::find(&id.value)
 }
 
-fn check_package(document: &Document<'_>, package: &Located<String>) {
+fn check_package(table: &Table<'_, '_>, package: &Located<String>) {
     let name = &package.value;
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
-    if name.len() < 2 || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(good) {
+    if name.len() < 2 || name.starts_with(['+', '-', '.']) || !name.chars().all(good) {
         let remedy = match name.split_once(['=', ' ', '(', '/']) {
             Some((name, _)) => format!("write \"{name}\"; versions are pinned in [components.…] with `version`"),
             None => "package names consist of a-z, 0-9, +, - and .".to_owned(),
         };
-        document.problem(package.line, format!("`{name}` is not a package name"), remedy);
+        table.problem(package.line, format!("`{name}` is not a package name"), remedy);
     }
 }
 
-fn check_duplicates(document: &Document<'_>, packages: &[Located<String>]) {
+fn check_duplicates(top: &Table<'_, '_>, packages: &[Located<String>]) {
     let mut seen = BTreeMap::new();
     for package in packages {
         if let Some(first) = seen.insert(package.value.as_str(), package.line) {
             let what = format!("package `{}` is named twice", package.value);
-            document.problem(package.line, what, format!("remove one; the other is in line {first}"));
+            top.problem(package.line, what, format!("remove one; the other is in line {first}"));
         }
     }
 }
 
-fn patterns(document: &Document<'_>, key: &str, found: Vec<Located<String>>) -> Vec<String> {
+fn kernel(table: Table<'_, '_>) -> Option<Located<String>> {
+    let package = table.required("package", "\"linux-image-cloud-amd64\"");
+    package.iter().for_each(|package| check_package(&table, package));
+    table.finish();
+    package
+}
+
+fn patterns(top: &Table<'_, '_>, key: &'static str) -> Vec<String> {
+    let found = top.texts(key);
     for pattern in found.iter().filter(|pattern| !pattern.value.starts_with('/')) {
         let what = format!("`{}` in `{key}` does not begin with `/`", pattern.value);
-        document.problem(pattern.line, what, "patterns match whole paths, as dpkg's path-exclude does");
+        top.problem(pattern.line, what, "patterns match whole paths, as dpkg's path-exclude does");
     }
     found.into_iter().map(|pattern| pattern.value).collect()
 }
 
-fn archives(
-    document: &Document<'_>,
-    top: &Table<'_, '_>,
-    distribution: Option<&'static Distribution>,
-    file: &Path,
-) -> Vec<Archive> {
-    let Some(table) = top.table("archives") else { return Vec::new() };
-    let tables = table.named_tables();
-    tables.into_iter().filter_map(|(id, table)| archive(document, id, table, distribution, file)).collect()
+fn components(all: &Table<'_, '_>) -> BTreeMap<String, Component> {
+    let mut components = BTreeMap::new();
+    let mut packages = BTreeSet::new();
+    for (name, table) in all.named_tables() {
+        let named = Located { value: name, line: table.line };
+        one_of(all, "component", &named, COMPONENTS);
+        let Some(component) = component(table) else { continue };
+        if !packages.insert(component.package.value.clone()) {
+            let what = format!("package `{}` is used by two components", component.package.value);
+            all.problem(component.package.line, what, "remove one of them");
+        }
+        components.insert(named.value, component);
+    }
+    components
 }
 
-fn archive(
-    document: &Document<'_>,
-    id: String,
-    table: Table<'_, '_>,
-    distribution: Option<&'static Distribution>,
-    file: &Path,
-) -> Option<Archive> {
-    let line = table.line;
-    let official = distribution.and_then(|distribution| distribution.archive(&id));
-    let url = table.text("url");
-    let snapshot = table.text("snapshot");
-    let suites = table.texts("suites");
-    let components = table.texts("components");
-    let key = table.text("key");
-    let fingerprints = table.texts("fingerprints");
-    let priority = table.integer("priority");
-    for (list, name, example) in [
-        (&suites, "suites", "[\"trixie\"]"),
-        (&components, "components", "[\"main\"]"),
-        (&fingerprints, "fingerprints", "[\"…40 hexadecimal digits…\"]"),
-    ] {
-        if list.is_empty() {
-            table.missing(name, example);
-        }
+fn component(table: Table<'_, '_>) -> Option<Component> {
+    let package = table.required("package", "\"…\"");
+    package.iter().for_each(|package| check_package(&table, package));
+    let pin = table.required("version", "\"locked\"").filter(|version| version.value != "locked");
+    if let Some(pin) = &pin
+        && let Err(error) = Version::parse(&pin.value)
+    {
+        let what = format!("`{}` is not a package version: {error}", pin.value);
+        table.problem(pin.line, what, "write \"locked\" or the exact version");
     }
-    let url = check_url(document, &table, &id, url, snapshot, official.is_some(), distribution);
-    let key = match (key, official) {
-        (Some(key), _) => {
-            let path = PathBuf::from(&key.value);
-            let dir = file.parent().unwrap_or(Path::new(""));
-            Some(Located { value: dir.join(path), line: key.line })
-        }
-        (None, Some(official)) => Some(Located { value: official.keyring.into(), line }),
-        (None, None) => {
-            table.missing("key", "\"/usr/share/keyrings/….gpg\"");
-            None
-        }
-    };
-    let fingerprints = fingerprints.into_iter().filter_map(|found| check_fingerprint(document, found)).collect();
+    let unit = table.text("unit");
+    let paths = table.table("paths").map_or(Vec::new(), |table| table.named_texts());
+    for (_, path) in paths.iter().filter(|(_, path)| !path.value.starts_with('/')) {
+        table.problem(path.line, format!("`{}` is not an absolute path", path.value), "begin it with `/`");
+    }
     table.finish();
-    Some(Archive {
-        id,
-        line,
-        url: url?,
-        suites: suites.into_iter().map(|suite| suite.value).collect(),
-        components: components.into_iter().map(|component| component.value).collect(),
-        key: key?,
-        fingerprints,
-        priority: priority.map(|priority| priority.value),
+    Some(Component {
+        package: package?,
+        pin,
+        unit: unit.map(|unit| unit.value),
+        paths: paths.into_iter().map(|(name, path)| (name, path.value)).collect(),
     })
 }
 
-fn check_url(
-    document: &Document<'_>,
-    table: &Table<'_, '_>,
-    id: &str,
-    url: Option<Located<String>>,
-    snapshot: Option<Located<String>>,
-    official: bool,
-    distribution: Option<&'static Distribution>,
-) -> Option<Url> {
-    let unknown_host = |line| {
-        if let Some(distribution) = distribution {
-            let known: Vec<String> =
-                distribution.archives.iter().map(|archive| format!("[archives.{}]", archive.id)).collect();
-            let what = format!("`{id}` is not an archive of {}, so its place cannot be looked up", distribution.id);
-            document.problem(line, what, format!("give a URL, or call the section {}", known.join(" or ")));
-        }
-    };
-    if let Some(snapshot) = snapshot {
-        let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
-        let good = matches!(snapshot.value.strip_suffix('Z').and_then(|t| t.split_once('T')),
-            Some((day, time)) if day.len() == 8 && time.len() == 6 && digits(day) && digits(time));
-        if !good {
-            let what = format!("`{}` is not a snapshot's time", snapshot.value);
-            document.problem(snapshot.line, what, "write it as \"20261122T000000Z\"");
-        }
-        if let Some(url) = url.filter(|url| url.value != "host") {
-            document.problem(url.line, "`url` and `snapshot` exclude each other", "remove one of them");
-        }
-        if !official {
-            unknown_host(snapshot.line);
-        }
-        return Some(Url::Snapshot(snapshot.value));
-    }
-    let Some(url) = url else {
-        table.missing("url", "\"host\"");
-        return None;
-    };
-    if url.value == "host" {
-        if !official {
-            unknown_host(url.line);
-        }
-        return Some(Url::Host);
-    }
-    if !url.value.starts_with("http://") && !url.value.starts_with("https://") {
-        let what = format!("`{}` is neither `host` nor an http(s) URL", url.value);
-        document.problem(url.line, what, "give the part before /dists, for instance \"https://…/debian\"");
-    }
-    Some(Url::Base(url.value.trim_end_matches('/').to_owned()))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn check_fingerprint(document: &Document<'_>, found: Located<String>) -> Option<String> {
-    let plain: String = found.value.chars().filter(|c| !c.is_whitespace()).collect::<String>().to_uppercase();
-    if matches!(plain.len(), 40 | 64) && plain.chars().all(|c| c.is_ascii_hexdigit()) {
-        return Some(plain);
+    fn file() -> &'static Path {
+        Path::new("images/debian-13/image.toml")
     }
-    let what = format!("`{}` is not a full fingerprint", found.value);
-    document.problem(found.line, what, "give all 40 hexadecimal digits: a short key id can be forged");
-    None
-}
 
-fn components(document: &Document<'_>, top: &Table<'_, '_>) -> BTreeMap<String, Component> {
-    let mut components = BTreeMap::new();
-    let mut packages = BTreeSet::new();
-    let Some(table) = top.table("components") else { return components };
-    for (name, table) in table.named_tables() {
-        one_of(document, "component", &Located { value: name.clone(), line: table.line }, COMPONENTS);
-        let package = table.required("package", "\"…\"");
-        let version = table.required("version", "\"locked\"");
-        let unit = table.text("unit");
-        let paths = table.table("paths").map_or(Vec::new(), |table| table.named_texts());
-        table.finish();
-        for (_, path) in paths.iter().filter(|(_, path)| !path.value.starts_with('/')) {
-            document.problem(path.line, format!("`{}` is not an absolute path", path.value), "begin it with `/`");
+    #[test]
+    fn the_recipes_in_the_tree_are_good() {
+        for name in ["debian-13", "tools"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images").join(name);
+            let image = Image::load(&dir).unwrap();
+            assert_eq!(image.name, name);
         }
-        let Some(package) = package else { continue };
-        check_package(document, &package);
-        if !packages.insert(package.value.clone()) {
-            let what = format!("package `{}` is used by two components", package.value);
-            document.problem(package.line, what, "remove one of them");
-        }
-        let component = Component {
-            package,
-            pin: version.filter(|version| version.value != "locked"),
-            unit: unit.map(|unit| unit.value),
-            paths: paths.into_iter().map(|(name, path)| (name, path.value)).collect(),
-        };
-        if let Some(pin) = &component.pin
-            && let Err(error) = crate::apt::version::Version::parse(&pin.value)
-        {
-            document.problem(
-                pin.line,
-                format!("`{}` is not a package version: {error}", pin.value),
-                "write \"locked\" or the exact version",
-            );
-        }
-        components.insert(name, component);
     }
-    components
+
+    #[test]
+    fn order_lines_and_defaults() {
+        let text = "schema = 1\nname = 'debian-13'\ndistribution = 'debian'\nsuite = 'x'\narchitecture = 'amd64'\n\
+                    packages = [\n  'less',\n  'etcd-server',\n]\n\
+                    [archives.debian-security]\nurl = 'host'\nsuites = ['y']\ncomponents = ['main']\n\
+                    fingerprints = ['5E04 A1E3 223A 19A2 0706  E20F 9904 613D 4CCE 68C6']\n\
+                    [archives.debian]\nsnapshot = '20261122T000000Z'\nsuites = ['x']\ncomponents = ['main']\n\
+                    key = 'k.gpg'\nfingerprints = ['04B54C3CDCA79751B16BC6B5225629DF75B188BD']\n\
+                    [components.etcd]\npackage = 'etcd-server'\nversion = '3.5.16-4'\n";
+        let image = Image::parse(text, file()).unwrap();
+        let ids: Vec<&str> = image.archives.iter().map(|archive| archive.id.as_str()).collect();
+        assert_eq!(ids, ["debian-security", "debian"], "the order of the file decides");
+        assert_eq!(image.archives[0].fingerprints, ["5E04A1E3223A19A20706E20F9904613D4CCE68C6"]);
+        assert_eq!(image.archives[0].key.value, Path::new("/usr/share/keyrings/debian-archive-keyring.gpg"));
+        assert_eq!(image.archives[1].key.value, Path::new("images/debian-13/k.gpg"), "beside the recipe");
+        let wanted: Vec<String> = image.wanted().iter().map(|w| format!("{}:{}", w.spelling(), w.line)).collect();
+        assert_eq!(wanted, ["etcd-server=3.5.16-4:23", "less:7"], "the pin wins");
+    }
+
+    #[test]
+    fn every_problem_at_once() {
+        let text = include_str!("testdata/bad.toml");
+        let told = Image::parse(text, file()).unwrap_err().to_string();
+        assert_eq!(told, include_str!("testdata/bad.txt").trim_end());
+    }
+
+    #[test]
+    fn only_what_decides_the_packages_makes_a_lock_stale() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/tools");
+        let text = fs_err::read_to_string(dir.join("image.toml")).unwrap();
+        let digest = |text: &str| Image::parse(text, &dir.join("image.toml")).unwrap().resolution_digest();
+        let same = text.replace("path-includes = [", "# a remark\npath-includes = [\"/usr/share/doc/x\", ");
+        assert_ne!(same, text);
+        assert_eq!(digest(&same), digest(&text));
+        assert_eq!(digest(&text.replace("url = \"host\"", "url = \"https://mirror.example/x\"")), digest(&text));
+        for (from, to) in [("\"gpgv\"", "\"gpg\""), ("\"trixie-updates\"", "\"trixie-x\""), ("04B5", "04B6")] {
+            assert_ne!(digest(&text.replace(from, to)), digest(&text), "{from}");
+        }
+    }
 }

@@ -52,27 +52,45 @@ pub struct Relocked {
     pub drift: Vec<Drift>,
 }
 
-/// Resolves anew into the cache.
+/// Resolves anew into the cache and fetches nothing yet.
 pub fn relock(recipe: Recipe<Locked>, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Relocked> {
-    let old = recipe.lock().clone();
     let new = resolve::resolve(recipe.image(), cache, report)?;
     new.write_if_changed(&cache.relock_path(&recipe.image().name))?;
-    let drift = drift(&old, &new);
-    Ok(Relocked { recipe: recipe.unlock().with(new)?, relocked: true, drift })
+    replaced(recipe, new)
 }
 
-/// Fetches the packages; where the archive no longer has one, resolves anew into the cache and fetches those. For the demo
-/// and the tests, which must outlive a committed lock; everyone else decides for themselves.
+/// Fetches the packages; where the archive no longer has one, takes the newer lock of the cache or resolves anew into it,
+/// and fetches those. For the demo and the tests, which must outlive a committed lock; everyone else decides for themselves.
 pub fn fetch_or_relock(recipe: Recipe<Locked>, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Relocked> {
-    match fetch::fetch(&recipe.items(), cache, report) {
-        Ok(_) => Ok(Relocked { recipe, relocked: false, drift: Vec::new() }),
-        Err(error) if is_gone(&error) => {
-            let again = relock(recipe, cache, report)?;
-            fetch::fetch(&again.recipe.items(), cache, report)?;
-            Ok(again)
-        }
-        Err(error) => Err(error),
+    let fetch_all = |recipe: &Recipe<Locked>| fetch::fetch(&recipe.items(), cache, report);
+    match fetch_all(&recipe) {
+        Ok(_) => return Ok(Relocked { recipe, relocked: false, drift: Vec::new() }),
+        Err(error) if !is_gone(&error) => return Err(error),
+        Err(_) => {}
     }
+    // An earlier run may have been here: the same bytes again are worth more than the newest ones.
+    if let Some(earlier) = earlier(&recipe, cache)
+        && fetch_all(&earlier.recipe).is_ok()
+    {
+        return Ok(earlier);
+    }
+    let again = relock(recipe, cache, report)?;
+    fetch_all(&again.recipe)?;
+    Ok(again)
+}
+
+/// The lock an earlier run left in the cache, if it is newer than the tree's and still satisfies the recipe.
+fn earlier(recipe: &Recipe<Locked>, cache: &Cache) -> Option<Relocked> {
+    let lock = Lock::load(&cache.relock_path(&recipe.image().name)).ok()??;
+    if lock.source_date_epoch <= recipe.lock().source_date_epoch {
+        return None;
+    }
+    replaced(recipe.clone(), lock).ok()
+}
+
+fn replaced(recipe: Recipe<Locked>, new: Lock) -> anyhow::Result<Relocked> {
+    let drift = drift(recipe.lock(), &new);
+    Ok(Relocked { recipe: recipe.unlock().with(new)?, relocked: true, drift })
 }
 
 /// Whether a fetch failed because the archive no longer has a file.

@@ -60,3 +60,84 @@ fn quoted(text: &str) -> String {
     }
     quoted + "\""
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use jiff::Timestamp;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use crate::digest::Sha256;
+    use crate::lock::{Lock, Package, SCHEMA, Suite};
+
+    fn digest() -> impl Strategy<Value = Sha256> {
+        any::<u64>().prop_map(|n| Sha256::of(n.to_le_bytes()))
+    }
+
+    fn time() -> impl Strategy<Value = Timestamp> {
+        (0..4_000_000_000_i64).prop_map(|second| Timestamp::from_second(second).unwrap())
+    }
+
+    fn suite() -> impl Strategy<Value = Suite> {
+        let names = (any::<String>(), any::<String>(), vec(any::<String>(), 0..3), "[0-9A-F]{40}");
+        (names, digest(), time(), proptest::option::of(time())).prop_map(
+            |(names, inrelease_sha256, date, valid_until)| {
+                let (archive, suite, components, signer) = names;
+                Suite { archive, suite, components, inrelease_sha256, signer, date, valid_until }
+            },
+        )
+    }
+
+    fn package() -> impl Strategy<Value = Package> {
+        let names = (any::<String>(), any::<String>(), "[a-z0-9]{1,6}", any::<String>(), any::<String>());
+        (names, 0..i64::MAX as u64, digest()).prop_map(|((name, version, arch, archive, path), size, sha256)| Package {
+            name,
+            version,
+            arch,
+            archive,
+            path,
+            size,
+            sha256,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_rendered_reads_back(
+            image in any::<String>(),
+            recipe_sha256 in digest(),
+            wanted in vec(any::<String>(), 0..4),
+            source_date_epoch in 0..i64::MAX as u64,
+            suites in vec(suite(), 1..3),
+            packages in vec(package(), 1..5),
+        ) {
+            let architecture = "amd64".to_owned();
+            let lock = Lock {
+                schema: SCHEMA, image, architecture, recipe_sha256, wanted, source_date_epoch, suites, packages,
+            };
+            let text = lock.render();
+            prop_assert_eq!(Lock::parse(&text, Path::new("image.lock")).unwrap(), lock);
+        }
+    }
+
+    #[test]
+    fn the_locks_in_the_tree_are_as_they_would_be_written() {
+        for name in ["debian-13", "tools"] {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images").join(name).join("image.lock");
+            let text = fs_err::read_to_string(&file).unwrap();
+            let lock = Lock::parse(&text, &file).unwrap();
+            assert!(lock.render() == text, "{name}: edited by hand?");
+            assert!(lock.packages.is_sorted_by(|a, b| a.name < b.name), "{name}: sorted, each package once");
+        }
+    }
+
+    #[test]
+    fn a_damaged_lock_names_the_line_and_the_way_out() {
+        let error = Lock::parse("schema = 1\nimage = 3\n", Path::new("image.lock")).unwrap_err();
+        let problem = error.downcast_ref::<crate::problem::Problem>().unwrap();
+        assert_eq!(problem.place, "image.lock:2");
+        assert!(problem.remedy.contains("pgkiln lock --update"));
+    }
+}

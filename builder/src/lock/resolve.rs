@@ -268,7 +268,7 @@ fn check_wanted(image: &Image, wanted: &[Wanted], index: &Index) -> anyhow::Resu
         let versions = index.versions(&wanted.package);
         if versions.is_empty() {
             let archives: Vec<&str> = image.archives.iter().map(|archive| archive.id.as_str()).collect();
-            let remedy = match crate::image::closest(&wanted.package, index.names()) {
+            let remedy = match closest(&wanted.package, index.names()) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => "correct the name, or add the archive that has it".to_owned(),
             };
@@ -282,4 +282,11 @@ fn check_wanted(image: &Image, wanted: &[Wanted], index: &Index) -> anyhow::Resu
     };
     let problems: Vec<Problem> = wanted.iter().filter_map(problem).collect();
     if problems.is_empty() { Ok(()) } else { Err(Problems(problems).into()) }
+}
+
+/// The nearest of tens of thousands of names by spelling, if it is near enough to be meant.
+fn closest<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let scored = names.map(|name| (strsim::jaro_winkler(word, name), name));
+    let (score, best) = scored.max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))?;
+    (score >= 0.85).then_some(best)
 }
