@@ -60,7 +60,8 @@ pub fn create_dir(path: &Path, mode: u32) -> Result<()> {
         create_dir(parent, 0o755)?;
     }
     match std::fs::DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => {}
+        // The umask may have taken bits away that a service needs to reach its files.
+        Ok(()) => fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?,
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(e).with_context(|| format!("creating {}", path.display())),
     }

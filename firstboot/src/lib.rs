@@ -7,6 +7,8 @@ pub mod datasource;
 pub mod durable;
 pub mod etcd;
 pub mod facts;
+#[cfg(test)]
+mod fixtures;
 pub mod handover;
 pub mod image_info;
 pub mod layout;

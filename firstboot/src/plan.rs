@@ -114,12 +114,13 @@ pub fn plan(desired: &Desired, facts: &Facts, state: &State) -> Result<Plan, Vec
         &facts.links,
         &accepted.source_of("network-config"),
     )?;
-    let actions = actions(desired, facts, network).map_err(|error| match error.downcast::<Problem>() {
+    let ours = |error: anyhow::Error| match error.downcast::<Problem>() {
         Ok(problem) => vec![problem],
         Err(error) => vec![Problem::new(format!("{error:#}"), "plan", "report this: the image and its agent disagree")],
-    })?;
+    };
+    let actions = actions(desired, facts, network).map_err(ours)?;
     let steps = actions.into_iter().map(|(id, lasts, summary, action)| {
-        let digest = hex(&Sha256::digest(action.input()));
+        let digest = hex(&Sha256::digest(action.input()?));
         let due = match (state.steps.get(id), lasts) {
             (None, _) => Due::New,
             (Some(record), _) if record.input_digest != digest => Due::Changed,
@@ -127,11 +128,12 @@ pub fn plan(desired: &Desired, facts: &Facts, state: &State) -> Result<Plan, Vec
             (Some(record), Lasts::Boot) if record.boot_id != facts.boot_id => Due::Again,
             (Some(_), _) => Due::No,
         };
-        Step { id, summary, lasts, digest, due, action }
+        Ok(Step { id, summary, lasts, digest, due, action })
     });
+    let steps = steps.collect::<Result<_>>().map_err(ours)?;
     let spec = desired.spec();
     let title = format!("{} {} in cluster {} ({})", spec.role.name(), spec.slot, spec.cluster.name, spec.cluster.uuid);
-    Ok(Plan { title, steps: steps.collect() })
+    Ok(Plan { title, steps })
 }
 
 type Draft = (&'static str, Lasts, String, Action);
@@ -187,6 +189,10 @@ fn config_files(desired: &Desired, facts: &Facts) -> Result<Vec<File>> {
     if desired.profile.runs("etcd") {
         let text = render::etcd::environment(&desired.input()?, render::etcd::InitialState::Existing);
         files.push(File::owned("/run/pgkiln/etcd/etcd.env", text, 0o640, ("root", "etcd")));
+        for (user, text) in render::etcdctl::environments(desired.spec(), &desired.secrets) {
+            let path = format!("/run/pgkiln/etcdctl/{user}.env");
+            files.push(File::owned(path, text, 0o400, (user, user)));
+        }
     }
     if desired.profile.runs("patroni") {
         let text = render::patroni::config(desired, facts)?;
@@ -262,3 +268,6 @@ impl fmt::Display for Plan {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

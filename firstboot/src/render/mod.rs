@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod etcd;
+pub mod etcdctl;
 pub mod haproxy;
 pub mod network;
 pub mod patroni;
@@ -30,3 +31,6 @@ pub fn host(ip: IpAddr) -> String {
         IpAddr::V6(ip) => format!("[{ip}]"),
     }
 }
+
+#[cfg(test)]
+mod tests;

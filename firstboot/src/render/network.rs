@@ -36,11 +36,11 @@ pub fn files(
 
 fn static_network(link: &Link, address: IpNet) -> String {
     format!(
-        "# Written by firstboot from the specification's address.\n[Match]\nMACAddress={}\nType=ether\nKind=!*\n\n\
+        "# Written by firstboot from the specification's address.\n[Match]\nName={}\nMACAddress={}\n\n\
          [Link]\nRequiredForOnline=no\n\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nLLDP=no\n\n\
          [Address]\nAddress={address}\n# Peers dial at once: do not wait for duplicates that a lease would show anyway.\n\
          DuplicateAddressDetection=none\n",
-        link.mac
+        link.name, link.mac
     )
 }
 
@@ -83,9 +83,9 @@ fn ethernet_file(r: &mut Reader<'_>, id: &str, node: &Node, links: &[Link]) -> O
     r.mapping(node, &path, &known);
     let link = matched_link(r, id, node, links, &path)?;
     let mut text = format!(
-        "# Written by firstboot from network-config `{id}`.\n[Match]\nMACAddress={}\nType=ether\nKind=!*\n\n[Link]\n\
+        "# Written by firstboot from network-config `{id}`.\n[Match]\nName={}\nMACAddress={}\n\n[Link]\n\
          RequiredForOnline=no\n",
-        link.mac
+        link.name, link.mac
     );
     if let Some(mtu) = r.optional(node, "mtu").and_then(|n| r.parsed::<u32>(n, &format!("{path}.mtu"), "1500")) {
         text.push_str(&format!("MTUBytes={mtu}\n"));

@@ -8,15 +8,13 @@ use serde_json::{Map, Value, json};
 use super::{host, preset};
 use crate::facts::Facts;
 use crate::plan::Desired;
-use crate::spec::{Durability, NodeSpec};
+use crate::spec::Durability;
 
 const PKI: &str = "/run/pgkiln/pki/patroni";
 const PG_PKI: &str = "/run/pgkiln/pki/postgresql";
 
-/// Name of the etcd user that Patroni logs in as.
-pub fn etcd_user(spec: &NodeSpec) -> String {
-    format!("patroni-{}", spec.cluster.name)
-}
+/// The etcd user that Patroni logs in as; its role may write Patroni's own tree only.
+const ETCD_USER: &str = "patroni";
 
 /// `/run/pgkiln/patroni/patroni.yml`: holds passwords, 0600 postgres.
 pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
@@ -59,7 +57,7 @@ pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
             "cacert": format!("{PKI}/ca.pem"),
             "cert": format!("{PKI}/patroni.pem"),
             "key": format!("{PKI}/patroni.key"),
-            "username": etcd_user(spec),
+            "username": ETCD_USER,
             "password": secrets.etcd_patroni.expose(),
         },
         "watchdog": {"mode": watchdog, "device": "/dev/watchdog", "safety_margin": preset.safety_margin},
@@ -74,7 +72,7 @@ pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
             "connect_address": format!("{ip}:5432"),
             "data_dir": format!("/var/lib/postgresql/{major}/main"),
             "bin_dir": desired.image.path("postgresql", "bin_dir")?,
-            "pgpass": "/run/pgkiln/patroni/pgpass",
+            "pgpass": "/run/patroni/pgpass",
             "use_unix_socket": true,
             "use_unix_socket_repl": true,
             "authentication": {

@@ -12,7 +12,7 @@ mod units;
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::durable::{self, Owner};
@@ -32,7 +32,7 @@ pub struct Host {
 
 /// The work of a step, with everything it needs already rendered.
 #[derive(Debug, Clone, Serialize)]
-#[serde(tag = "action", rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Writes networkd's files and waits for the address.
     Network {
@@ -143,8 +143,8 @@ impl File {
 
 impl Action {
     /// Everything the action depends on, as bytes for the digest.
-    pub fn input(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+    pub fn input(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self).context("digesting a step's input")
     }
 
     /// Files it writes.

@@ -1,0 +1,98 @@
+//! The plan as text, what is refused, and that an applied plan leaves nothing to do.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::fixtures::{desired, facts};
+use crate::state::{Record, State};
+
+/// What `apply` records.
+fn applied(plan: &Plan, state: &mut State, boot_id: &str) {
+    for step in plan.steps.iter().filter(|step| step.due != Due::No && step.lasts != Lasts::Run) {
+        let record = Record {
+            input_digest: step.digest.clone(),
+            finished_at: "2026-01-01T00:00:00Z".into(),
+            boot_id: boot_id.into(),
+        };
+        state.steps.insert(step.id.to_owned(), record);
+    }
+}
+
+#[test]
+fn first_boot() {
+    let plan = plan(&desired(), &facts(), &State::default()).unwrap();
+    insta::assert_snapshot!(plan.to_string());
+}
+
+#[test]
+fn nothing_secret_in_the_printed_plan() {
+    let plan = plan(&desired(), &facts(), &State::default()).unwrap();
+    assert!(!format!("{plan}{plan:?}").contains("secret-"));
+}
+
+#[test]
+fn what_is_not_carried_out_is_refused() {
+    let mut wanted = desired();
+    wanted.accepted.spec.role = Role::Proxy;
+    wanted.accepted.spec.pooler.kind = PoolerKind::Pgbouncer;
+    let problems = plan(&wanted, &facts(), &State::default()).unwrap_err();
+    let places: Vec<_> = problems.iter().map(|problem| problem.place.as_str()).collect();
+    assert_eq!(places, ["pgkiln.role", "pgkiln.pooler"]);
+    assert!(problems.iter().all(|problem| !problem.remedy.is_empty()));
+}
+
+#[test]
+fn two_links_and_one_address_is_a_question() {
+    let mut facts = facts();
+    facts.links.push(crate::facts::Link { name: "eth1".into(), mac: "02:00:00:00:00:0c".into() });
+    let problems = plan(&desired(), &facts, &State::default()).unwrap_err();
+    assert!(problems[0].what.contains("exactly one Ethernet link, found 2: host0, eth1"), "{problems:?}");
+}
+
+proptest! {
+    /// Applied, the same plan is settled in the same boot, whatever the input; in the next boot what lives in memory
+    /// is due again, and applied it is settled again.
+    #[test]
+    fn applying_settles(
+        memory_mib in 256u64..1 << 20,
+        cpus in 1u32..256,
+        work_mem in 1u32..1000,
+        hostname in "[a-z][a-z0-9]{0,10}",
+        keys in 0usize..3,
+        killed_after in 0usize..12,
+    ) {
+        let mut wanted = desired();
+        wanted.accepted.spec.postgres.parameters.insert("work_mem".into(), format!("{work_mem}MB"));
+        wanted.accepted.config.hostname = Some(hostname);
+        wanted.accepted.config.ssh_authorized_keys = vec!["ssh-ed25519 AAAA".into(); keys];
+        let mut facts = facts();
+        (facts.memory_mib, facts.cpus) = (memory_mib, cpus);
+        let mut state = State::default();
+
+        // Killed after any number of steps: the rest, and only the rest, is due afterwards.
+        let mut first = plan(&wanted, &facts, &state).unwrap();
+        let all = first.steps.clone();
+        first.steps.truncate(killed_after);
+        applied(&first, &mut state, "boot-1");
+        let second = plan(&wanted, &facts, &state).unwrap();
+        for (number, step) in second.steps.iter().enumerate() {
+            let expected = number >= killed_after || step.lasts == Lasts::Run;
+            prop_assert_eq!(step.due != Due::No, expected, "{}", step.id);
+            prop_assert_eq!(&step.digest, &all[number].digest);
+        }
+        applied(&second, &mut state, "boot-1");
+        prop_assert!(plan(&wanted, &facts, &state).unwrap().is_settled());
+
+        facts.boot_id = "boot-2".into();
+        let reboot = plan(&wanted, &facts, &state).unwrap();
+        prop_assert!(!reboot.is_settled());
+        applied(&reboot, &mut state, "boot-2");
+        prop_assert!(plan(&wanted, &facts, &state).unwrap().is_settled());
+
+        // A changed parameter is due, and nothing else than what it changes.
+        wanted.accepted.spec.postgres.parameters.insert("work_mem".into(), "1GB".into());
+        let changed: Vec<_> = plan(&wanted, &facts, &state).unwrap().steps.into_iter()
+            .filter(|step| step.due == Due::Changed).map(|step| step.id).collect();
+        prop_assert!(changed.contains(&"config"));
+    }
+}

@@ -1,0 +1,74 @@
+//! Golden files of everything rendered for one node, and what must hold for all.
+
+use super::*;
+use crate::facts::Link;
+use crate::fixtures::{desired, facts};
+
+#[test]
+fn etcd_environment() {
+    let desired = desired();
+    insta::assert_snapshot!(etcd::environment(&desired.input().unwrap(), etcd::InitialState::Existing));
+}
+
+#[test]
+fn patroni_config() {
+    insta::assert_snapshot!(patroni::config(&desired(), &facts()).unwrap());
+}
+
+#[test]
+fn haproxy_config() {
+    insta::assert_snapshot!(haproxy::config(desired().spec()));
+}
+
+#[test]
+fn reconcile_script() {
+    let desired = desired();
+    insta::assert_snapshot!(sql::reconcile(desired.spec(), &desired.secrets));
+}
+
+#[test]
+fn a_users_parameter_wins_and_the_agents_own_comes_last() {
+    let mut desired = desired();
+    let parameters = &mut desired.accepted.spec.postgres.parameters;
+    parameters.insert("shared_buffers".into(), "7GB".into());
+    parameters.insert("max_connections".into(), "321".into());
+    let text = patroni::config(&desired, &facts()).unwrap();
+    assert!(text.contains("shared_buffers: 7GB") && text.contains("max_connections: \"321\""), "{text}");
+    assert!(text.contains("shared_preload_libraries: pg_stat_statements"), "{text}");
+}
+
+#[test]
+fn no_entry_lets_anybody_in_without_tls_and_password() {
+    let lines = access::pg_hba(desired().spec());
+    for line in &lines {
+        let network = !line.starts_with("local ");
+        let safe = line.starts_with("hostssl ") && line.ends_with(" scram-sha-256") || line.ends_with(" reject");
+        assert!(!network || safe, "{line}");
+    }
+    assert!(lines.contains(&"hostssl all all 10.0.0.0/16 scram-sha-256".to_owned()));
+}
+
+fn links() -> Vec<Link> {
+    let link = |name: &str, mac: &str| Link { name: name.into(), mac: mac.into() };
+    vec![link("eth0", "02:00:00:00:00:01"), link("eth1", "02:00:00:00:00:02")]
+}
+
+#[test]
+fn network_config_version_2() {
+    let text = "version: 2\nethernets:\n  lan:\n    match: {macaddress: '02:00:00:00:00:02'}\n    \
+                addresses: [10.0.0.11/24]\n    gateway4: 10.0.0.1\n    nameservers: {addresses: [10.0.0.2], search: [example.org]}\n    \
+                routes: [{to: 10.1.0.0/16, via: 10.0.0.3}]\n  eth0: {dhcp4: yes}\n";
+    let files = network::files(desired().spec(), Some(text), &links(), "network-config").unwrap();
+    let all: String = files.iter().map(|(name, text)| format!("## {name}\n{text}")).collect();
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn network_config_problems_name_the_line() {
+    let text = "network:\n  version: 2\n  ethernets:\n    eth7: {dhcp4: true}\n    eth0: {addresses: [10.0.0.11/33], mtuu: 9}\n";
+    let problems = network::files(desired().spec(), Some(text), &links(), "network-config").unwrap_err();
+    let places: Vec<_> = problems.iter().map(|p| p.place.as_str()).collect();
+    assert_eq!(places, ["network-config:4", "network-config:5", "network-config:5"], "{problems:#?}");
+    let version = network::files(desired().spec(), Some("version: 1\nconfig: []\n"), &links(), "network-config");
+    assert!(version.unwrap_err()[0].remedy.contains("version 2"));
+}
