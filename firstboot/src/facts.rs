@@ -88,7 +88,7 @@ impl Facts {
             addresses: if layout.is_live() { addresses() } else { Vec::new() },
             data: ExistingData {
                 etcd_member: layout.etcd_data().join("member").exists(),
-                pg_control: pg_control(layout),
+                pg_control: has_pg_data(layout),
                 born: layout.born().exists(),
             },
             watchdog: layout.at("/dev/watchdog").exists(),
@@ -181,7 +181,8 @@ fn cpus(layout: &Layout) -> u32 {
     u32::try_from(count).unwrap_or(1).max(1)
 }
 
-fn pg_control(layout: &Layout) -> bool {
+/// Whether a PostgreSQL data directory of any major version is on this disk.
+pub fn has_pg_data(layout: &Layout) -> bool {
     let base = "/var/lib/postgresql";
     names(layout, base).iter().any(|major| layout.at(base).join(major).join("main/global/pg_control").exists())
 }
