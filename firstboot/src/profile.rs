@@ -109,7 +109,27 @@ mod tests {
 
     #[test]
     fn tuning_of_a_small_and_a_large_machine() {
-        insta::assert_snapshot!(values(1024, 1), @"");
-        insta::assert_snapshot!(values(262_144, 64), @"");
+        insta::assert_snapshot!(values(1024, 1), @"
+        effective_cache_size = 768MB
+        maintenance_work_mem = 64MB
+        max_parallel_maintenance_workers = 1
+        max_parallel_workers = 2
+        max_parallel_workers_per_gather = 1
+        shared_buffers = 256MB
+        work_mem = 4MB
+        max_connections = 100
+        max_worker_processes = 16
+        ");
+        insta::assert_snapshot!(values(262_144, 64), @"
+        effective_cache_size = 196608MB
+        maintenance_work_mem = 2048MB
+        max_parallel_maintenance_workers = 8
+        max_parallel_workers = 64
+        max_parallel_workers_per_gather = 8
+        shared_buffers = 65536MB
+        work_mem = 524MB
+        max_connections = 1000
+        max_worker_processes = 72
+        ");
     }
 }

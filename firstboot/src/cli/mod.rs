@@ -43,6 +43,8 @@ enum Command {
     Watch,
     /// Leave the proxies and hand leadership over before services stop (run by systemd)
     Handover,
+    /// Wait until this boot is good or bad (run by systemd before boot-complete.target)
+    Verdict,
     /// Create roles, databases and extensions (run by Patroni when the cluster is founded)
     #[command(hide = true)]
     Sql {
@@ -65,7 +67,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => return inspect::run(&layout, args, cli.json),
         Command::Status => status::status(&layout, cli.json),
         Command::Watch => status::watch(&layout, cli.json),
-        Command::Handover => run::handover(layout),
+        Command::Handover => run::handover(&layout),
+        Command::Verdict => run::verdict(&layout),
         Command::Sql { connection, .. } => run::sql(&layout, connection.as_deref()),
     };
     match result {

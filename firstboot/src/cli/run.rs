@@ -36,8 +36,15 @@ pub(super) fn run(layout: Layout) -> Outcome {
 }
 
 /// Hands leadership over before services stop.
-pub(super) fn handover(_layout: Layout) -> Outcome {
-    Ok(())
+pub(super) fn handover(layout: &Layout) -> Outcome {
+    log();
+    runtime()?.block_on(crate::handover::run(layout)).map_err(super::problems)
+}
+
+/// Waits for the boot's verdict: success is good.
+pub(super) fn verdict(layout: &Layout) -> Outcome {
+    log();
+    runtime()?.block_on(crate::verdict::wait(layout)).map_err(|problem| vec![problem])
 }
 
 /// Creates roles, databases and extensions.

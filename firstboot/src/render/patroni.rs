@@ -108,8 +108,6 @@ fn initdb(major: u32) -> Value {
     if major >= 17 {
         // Collations of the server's own: neither the C library nor ICU can change them under the data.
         options.extend([json!({"locale-provider": "builtin"}), json!({"builtin-locale": "C.UTF-8"})]);
-        // One call instead of a thousand small ones, just as durable.
-        options.push(json!({"sync-method": "syncfs"}));
     }
     options.extend([json!({"locale": "C.UTF-8"}), json!("data-checksums")]);
     options.extend([json!({"auth-host": "scram-sha-256"}), json!({"auth-local": "peer"})]);
