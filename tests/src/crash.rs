@@ -22,10 +22,6 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pgkiln::tool::{Cmd, Tool};
 
-
-
-
-
 const SH: Tool = Tool { name: "sh", package: "dash", minimum: None, why: "starting a traced program" };
 
 /// One instant at which a crash could leave something half-made, before its effect.
@@ -198,7 +194,10 @@ fn entered(pid: Pid) -> Option<Event> {
 }
 
 fn file(pid: Pid, descriptor: u64) -> String {
-    fs_err::read_link(format!("/proc/{pid}/fd/{descriptor}")).unwrap_or_else(|_| PathBuf::from("?")).display().to_string()
+    fs_err::read_link(format!("/proc/{pid}/fd/{descriptor}"))
+        .unwrap_or_else(|_| PathBuf::from("?"))
+        .display()
+        .to_string()
 }
 
 fn string(pid: Pid, address: u64) -> String {

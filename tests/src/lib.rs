@@ -5,5 +5,6 @@ pub mod archive;
 pub mod archive_server;
 pub mod binary;
 pub mod crash;
+pub mod image;
 pub mod plot;
 pub mod workspace;

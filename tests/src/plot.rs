@@ -55,7 +55,8 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
             );
         }
         let end = LABEL + bar.runs.iter().copied().fold(value, f64::max) * scale;
-        let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{value:.2} {}</text>", end + 8.0, middle + 4.0, escaped(unit));
+        let _ =
+            writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\">{value:.2} {}</text>", end + 8.0, middle + 4.0, escaped(unit));
     }
     svg.push_str("</svg>\n");
     svg
@@ -78,10 +79,11 @@ mod tests {
 
     #[test]
     fn every_bar_is_drawn_and_text_is_escaped() {
-        let chart = bars("ours < theirs", "s", &[
-            Bar { label: "ours".into(), runs: vec![1.0, 2.0, 3.0] },
-            Bar { label: "a & b".into(), runs: vec![6.0] },
-        ]);
+        let chart = bars(
+            "ours < theirs",
+            "s",
+            &[Bar { label: "ours".into(), runs: vec![1.0, 2.0, 3.0] }, Bar { label: "a & b".into(), runs: vec![6.0] }],
+        );
         assert_eq!((chart.matches("<circle").count(), chart.matches("<rect x").count()), (4, 2));
         assert!(chart.contains("ours &lt; theirs") && chart.contains("a &amp; b") && chart.contains("2.00 s"));
     }

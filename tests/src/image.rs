@@ -1,0 +1,39 @@
+//! The image the end-to-end suites boot: baked once per `cargo selftest`, named to the tests by an environment variable.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use pgkiln::bake;
+use pgkiln::progress::Ui;
+
+use crate::workspace;
+
+/// Names the root image to the suites.
+pub const VARIABLE: &str = "PGKILN_TEST_IMAGE";
+
+/// The root image, for a suite that boots it. Without one (plain `cargo test`) the suite says so and does nothing; under
+/// `cargo selftest` the variable is always set, so nothing is left out by accident.
+pub fn baked() -> Option<PathBuf> {
+    let image = std::env::var_os(VARIABLE).map(PathBuf::from);
+    if image.is_none() {
+        eprintln!("left out: it boots a baked image; run `cargo selftest`, or set {VARIABLE} to a root image");
+    }
+    image
+}
+
+/// Bakes `debian-13`; everything that did not change comes from the cache.
+pub fn bake(ui: &Ui) -> anyhow::Result<PathBuf> {
+    let options = bake::Options {
+        image: workspace::image("debian-13"),
+        tools: workspace::image("tools"),
+        out: workspace::root().join("target/selftest/debian-13"),
+        agent: None,
+        fresh: false,
+        relock: true,
+    };
+    let baked = bake::bake(&options, ui).context("baking the image the tests boot")?;
+    if baked.relocked {
+        ui.warn("the archive no longer has every locked package; newer ones were taken, for this run only");
+    }
+    fs_err::canonicalize(&baked.root).context("looking for the baked image")
+}
