@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod doctor;
 mod failure;
 pub mod fetch;
+pub mod lab;
 pub mod lock;
 pub mod show;
 
@@ -50,6 +51,8 @@ enum Command {
     Cluster(cluster::Args),
     /// Check what this host needs for baking, the lab and the tests, and say why
     Doctor(doctor::Args),
+    /// Boot a cluster from an image on this machine
+    Lab(lab::Args),
     /// Resolve an image's packages and write image.lock
     Lock(lock::Args),
     /// Download an image's locked packages into the cache
@@ -63,6 +66,7 @@ fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Bake(args) => bake::run(args, ui),
         Command::Cluster(args) => cluster::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
+        Command::Lab(args) => lab::run(args, ui),
         Command::Lock(args) => lock::run(args, ui),
         Command::Fetch(args) => fetch::run(args, ui),
         Command::Show(args) => show::run(args, ui),

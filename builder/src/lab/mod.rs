@@ -1,1 +1,71 @@
-//! (being written)
+//! A cluster from an image on this machine: each node is the image's own systemd, booted for real, in a network of its own.
+//!
+//! ```text
+//! client (`pgkiln lab …`, the demo, tests)
+//!   │ control.sock, JSON lines                      127.0.0.1:PORT
+//! warden            outside: holds the name, sweeps what the kernel does not remove
+//!   └─ init         PID 1 of the lab's PID namespace: reaps orphans
+//!        └─ supervisor   own mount and network namespace: bridge, relay, control
+//!             ├─ node pg-1   own cgroup: systemd-nspawn --boot, veth into the bridge
+//!             └─ node pg-2   …
+//! ```
+//!
+//! The order is chosen so that **whatever dies, everything dies**: init ends with the supervisor and with the warden, and
+//! when it ends the kernel kills every process of the lab and with the last one drops its mounts, loop devices and network.
+//! The warden then removes the empty cgroup directories, the socket and the data; if the warden itself was killed, the next
+//! `lab up` does.
+//!
+//! A lab belongs to the process that started it (a pipe between the two is the leash) until [`Lab::detach`].
+//!
+//! Adding an engine: a variant of [`Engine`], its process in a module beside [`nspawn`](self), one arm in `node::spawn`.
+
+mod cgroup;
+mod client;
+mod config;
+mod console;
+mod control;
+mod exec;
+mod init;
+mod net;
+mod node;
+mod nspawn;
+mod partition;
+mod protocol;
+mod registry;
+mod relay;
+mod status;
+mod supervisor;
+mod warden;
+
+pub use client::Lab;
+pub use config::{Engine, NodeOptions, Options, Publish};
+pub use exec::ExecOutput;
+pub use registry::names;
+pub use status::{NodeState, NodeStatus, Published, Status};
+
+/// One of the processes of a lab; they are started as `pgkiln lab supervise STAGE NAME`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stage {
+    /// Outside; see the module's picture.
+    Warden,
+    /// PID 1 of the lab.
+    Init,
+    /// Bridge, relay, control.
+    Supervisor,
+    /// Becomes one node's `systemd-nspawn`.
+    Node,
+}
+
+/// Runs a stage to its end; the error has been reported to whoever started the lab.
+pub fn run_stage(stage: Stage, name: &str, slot: Option<&str>) -> anyhow::Result<()> {
+    let outcome = match stage {
+        Stage::Warden => warden::run(name),
+        Stage::Init => init::run(name),
+        Stage::Supervisor => supervisor::run(name),
+        Stage::Node => return nspawn::run(name, slot.unwrap_or_default()),
+    };
+    if let Err(error) = &outcome {
+        protocol::report(&protocol::Started::failed(error));
+    }
+    outcome
+}

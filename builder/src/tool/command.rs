@@ -179,6 +179,16 @@ impl Cmd {
         command.status().with_context(|| format!("starting `{line}`"))
     }
 
+    /// Becomes the program; returns only if that fails.
+    pub fn exec(self) -> anyhow::Error {
+        use std::os::unix::process::CommandExt;
+        let line = self.command_line();
+        match self.command() {
+            Ok(mut command) => anyhow::Error::new(command.exec()).context(format!("starting `{line}`")),
+            Err(error) => error,
+        }
+    }
+
     /// Starts the program, both outputs going to `log`; it is killed and reaped when the [`Running`] is dropped.
     pub fn spawn_logged(self, log: &File) -> anyhow::Result<Running> {
         let (out, err) = (log.try_clone().context("log file")?, log.try_clone().context("log file")?);

@@ -42,6 +42,9 @@ pub const NSPAWN: Tool = Tool {
     minimum: Some(("247", &["--version"])),
     why: "booting the lab's nodes",
 };
+/// Gives the lab a cgroup that systemd leaves alone, on hosts that systemd runs.
+pub const SYSTEMD_RUN: Tool =
+    Tool { name: "systemd-run", package: "systemd", minimum: None, why: "giving the lab a scope of its own" };
 /// Builds the lab's network.
 pub const IP: Tool = Tool { name: "ip", package: "iproute2", minimum: None, why: "building the lab's network" };
 /// Cuts the lab's network.

@@ -1,0 +1,24 @@
+//! Running a command in a node: `nsenter` into the lab, and from there into all namespaces of the node.
+//!
+//! The caller's process does it, not the supervisor, so streams, terminal, signals and exit code are the caller's own. The
+//! command is in the node's PID namespace: it dies with the node.
+
+use crate::tool::{Captured, Cmd, table};
+
+/// What a command in a node printed and how it ended.
+pub type ExecOutput = Captured;
+
+/// A command to be run in the node whose PID 1 the lab numbers `init`; the lab is the one of process `supervisor`.
+pub(super) fn command(supervisor: i32, init: i32, argv: &[String]) -> Cmd {
+    let terminal = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
+    Cmd::new(&table::NSENTER)
+        .arg(format!("--target={init}"))
+        .args(["--all", "--wd=/", "--"])
+        .args(argv)
+        .wrapped_by(&table::NSENTER, [&format!("--target={supervisor}"), "--mount", "--pid", "--"])
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("TERM", terminal)
+        .env("HOME", "/root")
+        .env("LANG", "C.UTF-8")
+}

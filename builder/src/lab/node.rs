@@ -1,0 +1,307 @@
+//! One node as the supervisor sees it: on, off, and the ways between.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+use tokio::sync::watch;
+
+use super::config::{Engine, NodeOptions, Options};
+use super::status::{NodeState, NodeStatus};
+use super::{cgroup, console, net, nspawn};
+use crate::problem::Problem;
+use crate::tool::Running;
+
+/// From the engine's start to the node's PID 1.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// From killing all processes to having seen the last one go.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A place for a machine.
+pub(super) struct Node {
+    options: NodeOptions,
+    engine: Engine,
+    lab: String,
+    dir: PathBuf,
+    port: String,
+    cgroup: PathBuf,
+    state: Mutex<State>,
+    changed: Condvar,
+    power: watch::Sender<bool>,
+}
+
+struct State {
+    is: NodeState,
+    since: Instant,
+    starts: u32,
+    /// The engine's process.
+    process: Option<Pid>,
+    /// PID 1 of the node.
+    init: Option<i32>,
+    last_end: Option<String>,
+    /// Told to go off: an end is no reboot.
+    killed: bool,
+}
+
+impl Node {
+    /// A node that is off. Its first boot finds an empty `/var` with the seed in it.
+    pub(super) fn new(options: &Options, index: usize, lab_cgroup: &Path) -> anyhow::Result<Arc<Self>> {
+        let node = options.nodes[index].clone();
+        let dir = options.node_dir(&node.slot);
+        prepare_var(&dir.join("var"), node.seed_dir.as_deref())?;
+        options.machine_id(&node.slot)?;
+        fs_err::create_dir(options.scratch().join(&node.slot))?;
+        let off = State {
+            is: NodeState::Off,
+            since: Instant::now(),
+            starts: 0,
+            process: None,
+            init: None,
+            last_end: None,
+            killed: false,
+        };
+        Ok(Arc::new(Self {
+            cgroup: lab_cgroup.join(&node.slot),
+            port: options.bridge_port(index),
+            engine: options.engine,
+            lab: options.name.clone(),
+            dir,
+            options: node,
+            state: Mutex::new(off),
+            changed: Condvar::new(),
+            power: watch::channel(false).0,
+        }))
+    }
+
+    /// Changes to `true` and `false` as the node goes on and off.
+    pub(super) fn power(&self) -> watch::Receiver<bool> {
+        self.power.subscribe()
+    }
+
+    /// Whether any process of it may exist.
+    pub(super) fn is_on(&self) -> bool {
+        self.lock().is != NodeState::Off
+    }
+
+    /// PID 1 of the node, if it runs.
+    pub(super) fn init(&self) -> Result<i32, Problem> {
+        self.lock().init.ok_or_else(|| {
+            let slot = &self.options.slot;
+            let remedy = format!("start it with `pgkiln lab start {} {slot}`", self.lab);
+            Problem::new(format!("node `{slot}` is off"), "", remedy)
+        })
+    }
+
+    /// Boots the node; returns when its own systemd is PID 1.
+    pub(super) fn start(self: &Arc<Self>) -> anyhow::Result<()> {
+        {
+            let mut state = self.lock();
+            if state.is != NodeState::Off {
+                let what = format!("node `{}` is {:?} already", self.options.slot, state.is).to_lowercase();
+                return Err(Problem::new(what, "", "kill or stop it first").into());
+            }
+            state.killed = false;
+            self.boot(&mut state)?;
+        }
+        self.wait_for_init()
+    }
+
+    /// Starts the engine, and the threads that copy its console and wait for its end.
+    fn boot(self: &Arc<Self>, state: &mut State) -> anyhow::Result<()> {
+        cgroup::remove(&self.cgroup);
+        fs_err::create_dir(&self.cgroup)?;
+        let (running, output) = match self.engine {
+            Engine::Nspawn => nspawn::spawn(&self.lab, &self.options.slot)?,
+        };
+        state.process = Some(running.pid());
+        state.starts += 1;
+        self.change(state, NodeState::Starting);
+        let dir = self.dir.clone();
+        thread::spawn(move || console::copy(output, &dir));
+        let node = Arc::clone(self);
+        thread::spawn(move || node.outlive(running));
+        Ok(())
+    }
+
+    /// Waits for the engine's end and clears what it leaves; a node that rebooted is booted again.
+    fn outlive(self: Arc<Self>, mut running: Running) {
+        let status = running.wait();
+        self.power.send_replace(false);
+        let _ = cgroup::kill(&self.cgroup);
+        cgroup::remove(&self.cgroup);
+        net::remove_port(&self.port);
+        let mut state = self.lock();
+        let rebooted = matches!(&status, Ok(status) if status.code() == Some(nspawn::EXIT_REBOOT)) && !state.killed;
+        state.last_end = Some(match status {
+            _ if state.killed => "killed".to_owned(),
+            Ok(status) if status.success() => "powered off".to_owned(),
+            _ if rebooted => "rebooted".to_owned(),
+            Ok(status) => status.to_string(),
+            Err(error) => format!("{error:#}"),
+        });
+        (state.process, state.init) = (None, None);
+        if rebooted && self.boot(&mut state).is_ok() {
+            drop(state);
+            let _ = self.wait_for_init();
+            return;
+        }
+        self.change(&mut state, NodeState::Off);
+    }
+
+    fn wait_for_init(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let found = nspawn::find_init(&self.cgroup);
+            let mut state = self.lock();
+            if state.is == NodeState::Off {
+                return Err(self.failed_to_start(state.last_end.as_deref().unwrap_or_default()));
+            }
+            if let Some(init) = found {
+                state.init = Some(init);
+                self.change(&mut state, NodeState::Running);
+                self.power.send_replace(true);
+                return Ok(());
+            }
+            drop(state);
+            if Instant::now() > deadline {
+                return Err(self.failed_to_start("no PID 1 within 30 s"));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn failed_to_start(&self, how: &str) -> anyhow::Error {
+        let console = console::path(&self.dir);
+        let text = fs_err::read(&console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(8)..].join("\n  ");
+        let what = format!("node `{}` did not start ({how})\n  {tail}", self.options.slot);
+        Problem::new(what, console.display().to_string(), "the lines above are its console").into()
+    }
+
+    /// Cuts the power: every process of the node is gone when this returns.
+    pub(super) fn kill(&self) -> anyhow::Result<()> {
+        {
+            let mut state = self.lock();
+            if state.is == NodeState::Off {
+                return Ok(());
+            }
+            state.killed = true;
+        }
+        self.power.send_replace(false);
+        cgroup::kill(&self.cgroup)?;
+        anyhow::ensure!(self.wait_until_off(KILL_LIMIT), "node `{}` is still there after a kill", self.options.slot);
+        Ok(())
+    }
+
+    /// Asks systemd to power off, as a power button does, and waits until it has.
+    pub(super) fn stop(&self, limit: Duration) -> anyhow::Result<()> {
+        {
+            let mut state = self.lock();
+            let Some(process) = state.process else { return Ok(()) };
+            self.change(&mut state, NodeState::Stopping);
+            signal::kill(process, Signal::SIGTERM).context("asking the node to power off")?;
+        }
+        if self.wait_until_off(limit) {
+            return Ok(());
+        }
+        let slot = &self.options.slot;
+        Err(Problem::new(
+            format!("node `{slot}` has not powered off within {} s", limit.as_secs()),
+            console::path(&self.dir).display().to_string(),
+            format!("see what it waits for with `pgkiln lab logs {} {slot}`, or kill it", self.lab),
+        )
+        .into())
+    }
+
+    fn wait_until_off(&self, limit: Duration) -> bool {
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |state| state.is != NodeState::Off);
+        waited.unwrap_or_else(PoisonError::into_inner).0.is == NodeState::Off
+    }
+
+    /// What `lab status` shows of it.
+    pub(super) fn status(&self) -> NodeStatus {
+        let state = self.lock();
+        let (init, is, seconds) = (state.init, state.is, state.since.elapsed().as_secs());
+        let (starts, last_end) = (state.starts, state.last_end.clone());
+        drop(state);
+        NodeStatus {
+            slot: self.options.slot.clone(),
+            state: is,
+            seconds,
+            starts,
+            address: self.options.address,
+            addresses: init.map(net::addresses).unwrap_or_default(),
+            agent: init.and_then(agent_status),
+            last_end,
+            console: console::path(&self.dir),
+        }
+    }
+
+    fn change(&self, state: &mut State, to: NodeState) {
+        (state.is, state.since) = (to, Instant::now());
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("slot", &self.options.slot).field("is", &self.lock().is).finish_non_exhaustive()
+    }
+}
+
+/// What the agent inside says about itself.
+fn agent_status(init: i32) -> Option<serde_json::Value> {
+    let text = fs_err::read(format!("/proc/{init}/root/run/pgkiln/status.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// An empty `/var` with the seed where cloud-init's NoCloud looks; one that is there already is left alone.
+fn prepare_var(var: &Path, seed: Option<&Path>) -> anyhow::Result<()> {
+    if var.exists() {
+        return Ok(());
+    }
+    fs_err::create_dir_all(var)?;
+    let Some(seed) = seed else { return Ok(()) };
+    let target = var.join("lib/cloud/seed/nocloud");
+    fs_err::create_dir_all(&target)?;
+    for entry in fs_err::read_dir(seed)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            // Keeps the mode: seeds carry secrets.
+            fs_err::copy(entry.path(), target.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_seed_is_copied_once_with_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (seed, var) = (dir.path().join("seed"), dir.path().join("var"));
+        fs_err::create_dir(&seed).unwrap();
+        fs_err::write(seed.join("user-data"), "#cloud-config\n").unwrap();
+        fs_err::set_permissions(seed.join("user-data"), PermissionsExt::from_mode(0o600)).unwrap();
+        prepare_var(&var, Some(&seed)).unwrap();
+        let copied = var.join("lib/cloud/seed/nocloud/user-data");
+        assert_eq!(copied.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        fs_err::write(&copied, "wiped").unwrap();
+        prepare_var(&var, Some(&seed)).unwrap();
+        assert_eq!(fs_err::read_to_string(&copied).unwrap(), "wiped");
+    }
+}
