@@ -1,8 +1,10 @@
 //! The builder's table of contents: `image.toml -> Image -> Lock -> fetch -> unpack -> configure -> assemble -> outputs +
 //! manifest`. Every stage is a function of its own; nothing is decided here.
+//!
+//! Packages and finished root trees are cached; the rest is made in a scratch directory and moved to its place when it is
+//! complete, so an interrupted bake leaves nothing half-made.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::assemble::{self, agent, layer};
 use crate::cache::Cache;
@@ -13,61 +15,25 @@ use crate::lock::Recipe;
 use crate::manifest::{self, Manifest};
 use crate::progress::Ui;
 
-pub mod outputs;
-pub mod tree;
-pub mod work;
+mod options;
+mod outputs;
+mod tree;
+mod work;
 
-/// What to bake and where to put it.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Directory of the image.
-    pub image: PathBuf,
-    /// Directory of the tool tree's recipe.
-    pub tools: PathBuf,
-    /// Where the outputs go.
-    pub out: PathBuf,
-    /// A ready agent instead of building one.
-    pub agent: Option<PathBuf>,
-    /// Make the root trees again even if they are cached.
-    pub fresh: bool,
-    /// Where the archive lost a locked package, resolve anew into the cache and say so.
-    pub relock: bool,
-}
-
-/// A finished image.
-#[derive(Debug, Clone)]
-pub struct Baked {
-    /// The read-only root image.
-    pub root: PathBuf,
-    /// Its digest.
-    pub root_sha256: Sha256,
-    /// Size of the root image in bytes.
-    pub root_bytes: u64,
-    /// The manifest.
-    pub manifest: PathBuf,
-    /// Version of the image.
-    pub version: String,
-    /// Whether the committed lock could not be used.
-    pub relocked: bool,
-    /// Whether the root tree came from the cache.
-    pub tree_cached: bool,
-    /// How long it took.
-    pub elapsed: Duration,
-}
+pub use options::{Baked, Options};
+pub use tree::RootTree;
 
 /// Bakes an image.
 pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let started = Instant::now();
     let steps = ui.steps(7);
-    let recipe = Recipe::load(&options.image)?.locked()?;
-    let tools = Recipe::load(&options.tools)?.locked()?;
+    let recipes = [Recipe::load(&options.image)?.locked()?, Recipe::load(&options.tools)?.locked()?];
     let cache = Cache::open(ui.cache_dir())?;
     let work = work::Work::create(&cache)?;
 
     let step = steps.start("fetch");
-    let [recipe, tools] = outputs::fetch([recipe, tools], options.relock, &cache, &step)?;
-    let relocked = recipe.relocked || tools.relocked;
-    let (recipe, tools) = (recipe.recipe, tools.recipe);
+    let ([recipe, tools], relocked) = outputs::fetch(recipes, options.relock, &cache, &step)?;
+    let (image, lock) = (recipe.image(), recipe.lock());
     step.done();
 
     let step = steps.start("tools");
@@ -80,27 +46,24 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
 
     let step = steps.start("agent");
     let agent = agent::agent(options.agent.as_deref(), &options.image, &cache)?;
-    let (agent_sha256, _) = Sha256::of_file(&agent)?;
-    step.done();
-
-    let (image, lock) = (recipe.image(), recipe.lock());
-    let epoch = lock.source_date_epoch;
-    let version = manifest::version(lock, tools.lock(), Some(&agent_sha256))?;
-    let upper = outputs::scratch(&work, "layer")?;
+    let agent_sha256 = Sha256::of_file(&agent)?.0;
+    let version = manifest::version(lock, tools.lock(), &agent_sha256)?;
     let image_json = manifest::image_json(image, lock, &version)?;
     let profiles = agent::profiles(&options.image);
     let sources = layer::Sources { agent: &agent, profiles: &profiles, tree: &image.tree(), image_json: &image_json };
-    layer::make(&sources, &base.root, &upper, epoch)?;
-    let files = seal::merge(&base.files, seal::list(&upper, &|_| None)?);
+    let layer = work.dir("layer")?;
+    layer::make(&sources, &base.root, &layer, lock.source_date_epoch)?;
+    step.done();
 
     let step = steps.start("lint");
-    lint::check(&lint::View::new(&[&upper, &base.root], &files))?;
+    let files = seal::merge(&base.files, seal::list(&layer, &|_| None)?);
+    lint::check(&lint::View::new(&[&layer, &base.root], &files))?;
     step.done();
 
     let step = steps.start("assemble");
-    let out = outputs::scratch(&work, "out")?;
-    let layers: [&Path; 2] = [&upper, &base.root];
-    let root = assemble::squashfs(&layers, &tools_tree.root, &out, &format!("{}.root.squashfs", image.name), epoch)?;
+    let made = work.dir("out")?;
+    let name = format!("{}.root.squashfs", image.name);
+    let root = assemble::squashfs(&[&layer, &base.root], &tools_tree.root, &made, &name, lock.source_date_epoch)?;
     step.done();
 
     let step = steps.start("outputs");
@@ -110,25 +73,16 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
         image: &image.name,
         variant: image.variant.as_deref(),
         version: &version,
-        source_date_epoch: epoch,
+        source_date_epoch: lock.source_date_epoch,
         lock_sha256: lock.digest(),
         tools_lock_sha256: tools.lock().digest(),
-        agent_sha256: Some(agent_sha256),
+        agent_sha256,
         root_hash: None,
         packages: manifest::packages(lock),
         files: &files,
-        outputs: vec![root.clone()],
+        outputs: vec![root],
     };
-    let placed = outputs::publish(&out, &manifest, &options.out)?;
+    let out = outputs::publish(&made, &manifest, &options.out)?;
     step.done();
-    Ok(Baked {
-        root: placed.join(&root.name),
-        root_sha256: root.sha256,
-        root_bytes: root.bytes,
-        manifest: placed.join("manifest.json"),
-        version,
-        relocked,
-        tree_cached: base.cached,
-        elapsed: started.elapsed(),
-    })
+    Ok(Baked::new(&out, &manifest, relocked, base, started))
 }

@@ -29,7 +29,7 @@ pub struct Manifest<'a> {
     /// Digest of the tool tree's lock.
     pub tools_lock_sha256: Sha256,
     /// Digest of the agent's binary.
-    pub agent_sha256: Option<Sha256>,
+    pub agent_sha256: Sha256,
     /// dm-verity root hash, if there is one.
     pub root_hash: Option<String>,
     /// The lock's packages.
@@ -78,10 +78,9 @@ pub fn packages(lock: &Lock) -> Vec<Package<'_>> {
 }
 
 /// Version of an image: the day its packages are from, and what it was made of. Two bakes of the same inputs agree.
-pub fn version(lock: &Lock, tools: &Lock, agent: Option<&Sha256>) -> anyhow::Result<String> {
+pub fn version(lock: &Lock, tools: &Lock, agent: &Sha256) -> anyhow::Result<String> {
     let day = jiff::Timestamp::from_second(i64::try_from(lock.source_date_epoch)?).context("SOURCE_DATE_EPOCH")?;
-    let parts =
-        [lock.digest().to_string(), tools.digest().to_string(), agent.map_or_else(String::new, Sha256::to_string)];
+    let parts = [lock.digest(), tools.digest(), *agent].map(|digest| digest.to_string());
     let digest = Sha256::of(parts.join("\n")).to_string();
     Ok(format!("{}.{}", day.strftime("%Y%m%d"), &digest[..8]))
 }

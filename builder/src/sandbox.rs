@@ -85,6 +85,8 @@ impl Sandbox {
             ("TERM", "dumb"),
             ("SOURCE_DATE_EPOCH", &epoch),
             ("PYTHONHASHSEED", "0"),
+            // What a script merely imports leaves no `.pyc` behind (its bytes vary); py3compile's do not.
+            ("PYTHONDONTWRITEBYTECODE", "1"),
             ("DEBIAN_FRONTEND", "noninteractive"),
             ("DEBCONF_NONINTERACTIVE_SEEN", "true"),
             ("DEBCONF_NOWARNINGS", "yes"),

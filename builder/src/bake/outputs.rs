@@ -5,45 +5,40 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::work::Work;
 use crate::cache::Cache;
 use crate::cli::lock::show;
 use crate::digest::Sha256;
 use crate::fetch;
-use crate::lock::relock::{self, Relocked};
+use crate::lock::relock;
 use crate::lock::{Locked, Recipe};
 use crate::manifest::{Manifest, Output};
 use crate::progress::Step;
 
-/// Has all packages of the recipes in the cache; with `relock` a lock the archive no longer serves is resolved anew.
-pub fn fetch<const N: usize>(
+/// Has all packages of the recipes in the cache; with `relock` a lock the archive no longer serves is resolved anew (then the
+/// second value is true).
+pub(super) fn fetch<const N: usize>(
     recipes: [Recipe<Locked>; N],
-    relock: bool,
+    may_relock: bool,
     cache: &Cache,
     step: &Step<'_>,
-) -> anyhow::Result<[Relocked; N]> {
-    let done = recipes
-        .into_iter()
-        .map(|recipe| {
-            if relock {
-                return relock::fetch_or_relock(recipe, cache, &|event| show(step, &event));
-            }
-            fetch::fetch(&recipe.items(), cache, &|event| show(step, &event))?;
-            Ok(Relocked { recipe, relocked: false, drift: Vec::new() })
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    done.try_into().map_err(|_| anyhow::anyhow!("as many results as recipes"))
-}
-
-/// An empty directory in the scratch area.
-pub fn scratch(work: &Work, name: &str) -> anyhow::Result<PathBuf> {
-    let dir = work.path().join(name);
-    fs_err::create_dir(&dir)?;
-    Ok(dir)
+) -> anyhow::Result<([Recipe<Locked>; N], bool)> {
+    let mut relocked = false;
+    let fetch = |recipe: Recipe<Locked>| {
+        if may_relock {
+            let done = relock::fetch_or_relock(recipe, cache, &|event| show(step, &event))?;
+            relocked |= done.relocked;
+            return Ok(done.recipe);
+        }
+        fetch::fetch(&recipe.items(), cache, &|event| show(step, &event))?;
+        Ok(recipe)
+    };
+    let done = recipes.into_iter().map(fetch).collect::<anyhow::Result<Vec<_>>>()?;
+    let done = done.try_into().map_err(|_| anyhow::anyhow!("as many results as recipes"))?;
+    Ok((done, relocked))
 }
 
 /// Name, size and digest of an output.
-pub fn describe(path: &Path, format: &'static str) -> anyhow::Result<Output> {
+pub(super) fn describe(path: &Path, format: &'static str) -> anyhow::Result<Output> {
     let (sha256, bytes) = Sha256::of_file(path)?;
     let name = path.file_name().context("output without a name")?.to_string_lossy().into_owned();
     Ok(Output { name, format, bytes, sha256 })
@@ -51,7 +46,7 @@ pub fn describe(path: &Path, format: &'static str) -> anyhow::Result<Output> {
 
 /// Writes the manifest and moves everything to `out`. `SHA256SUMS` is removed first and comes back last: where it is, the
 /// set is complete.
-pub fn publish(made: &Path, manifest: &Manifest<'_>, out: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn publish(made: &Path, manifest: &Manifest<'_>, out: &Path) -> anyhow::Result<PathBuf> {
     fs_err::create_dir_all(out)?;
     let sums = out.join("SHA256SUMS");
     match fs_err::remove_file(&sums) {

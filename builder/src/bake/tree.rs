@@ -57,7 +57,7 @@ pub struct RootTree {
 }
 
 /// The tree of a recipe: from the cache, unless `fresh`, or made now from cached packages.
-pub fn root_tree(
+pub(super) fn root_tree(
     recipe: &Recipe<Locked>,
     cache: &Cache,
     work: &Work,
@@ -89,7 +89,7 @@ pub fn root_tree(
 }
 
 /// What to say about a tree when its step is done.
-pub fn remark(tree: &RootTree) -> String {
+pub(super) fn remark(tree: &RootTree) -> String {
     let origin = if tree.cached { "cached" } else { "made" };
     format!("{} files, {origin}", tree.files.len())
 }

@@ -16,7 +16,7 @@ const PREFIX: &str = "bake-";
 
 /// A scratch directory, removed when dropped.
 #[derive(Debug)]
-pub struct Work {
+pub(super) struct Work {
     dir: PathBuf,
     lock_path: PathBuf,
     _lock: File,
@@ -24,7 +24,7 @@ pub struct Work {
 
 impl Work {
     /// Removes what dead processes left and makes a new directory.
-    pub fn create(cache: &Cache) -> anyhow::Result<Self> {
+    pub(super) fn create(cache: &Cache) -> anyhow::Result<Self> {
         // Between making a lock file and locking it nobody may sweep.
         let _alone = cache.lock("work", || ())?;
         let parent = cache.root().join("work");
@@ -36,8 +36,15 @@ impl Work {
         Ok(Self { dir, lock_path, _lock: lock })
     }
 
+    /// Makes an empty directory in it.
+    pub(super) fn dir(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let dir = self.dir.join(name);
+        fs_err::create_dir(&dir)?;
+        Ok(dir)
+    }
+
     /// The directory.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.dir
     }
 }

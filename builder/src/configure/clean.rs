@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::unpack::dpkg_db::ADMIN_DIR;
 
 /// Files that scripts made, with the reason why they go.
-const FILES: [(&str, &str); 20] = [
+const FILES: [(&str, &str); 19] = [
     ("usr/sbin/policy-rc.d", "ours, for the time of configuring"),
     ("etc/ssh/ssh_host_rsa_key", "ours, a placeholder"),
     ("etc/ssh/ssh_host_ecdsa_key", "ours, a placeholder"),
@@ -27,7 +27,6 @@ const FILES: [(&str, &str); 20] = [
     ("etc/subgid-", "backup"),
     ("etc/hostname", "the agent sets it"),
     ("etc/adjtime", "state of one machine"),
-    ("etc/mtab", "made by systemd-tmpfiles"),
 ];
 
 /// Parts of dpkg's database that only a running dpkg needs.

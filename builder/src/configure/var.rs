@@ -34,8 +34,8 @@ const DROPPED: [(&str, &str); 14] = [
     ("/var/lib/systemd/deb-systemd-helper-masked", "remembers links for package upgrades"),
     ("/var/lib/systemd/deb-systemd-user-helper-enabled", "remembers links for package upgrades"),
     ("/var/lib/systemd/deb-systemd-user-helper-masked", "remembers links for package upgrades"),
-    ("/var/lib/ucf", "remembers configuration files for package upgrades"),
-    ("/var/lib/pam", "remembers PAM profiles for package upgrades"),
+    ("/var/lib/ucf/", "remembers configuration files for package upgrades"),
+    ("/var/lib/pam/", "remembers PAM profiles for package upgrades"),
     ("/var/lib/python", "remembers versions for package upgrades"),
     ("/var/lib/shells.state", "remembers shells for package upgrades"),
 ];

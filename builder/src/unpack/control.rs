@@ -10,7 +10,7 @@ impl Paragraph {
     /// Parses a paragraph; everything after the first blank line is refused.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let mut fields: Vec<(String, String)> = Vec::new();
-        for line in text.trim_end().lines() {
+        for line in text.trim_end_matches('\n').lines() {
             ensure!(!line.trim().is_empty(), "more than one paragraph");
             if line.starts_with([' ', '\t']) {
                 let (_, value) = fields.last_mut().context("continuation line before any field")?;
@@ -18,7 +18,8 @@ impl Paragraph {
                 value.push_str(line);
             } else if !line.starts_with('#') {
                 let (name, value) = line.split_once(':').with_context(|| format!("not a field: `{line}`"))?;
-                fields.push((name.to_owned(), value.trim().to_owned()));
+                // dpkg keeps what follows the text, even a stray space.
+                fields.push((name.to_owned(), value.trim_start().to_owned()));
             }
         }
         Ok(Self(fields))

@@ -180,11 +180,14 @@ fn stanza(control: &Control) -> String {
             text += "Status: install ok unpacked\n";
         }
     }
-    let conffiles = control.conffiles();
+    // A line may begin with a flag (`remove-on-upgrade`), which dpkg writes last.
+    let lines = control.text("conffiles");
+    let conffiles: Vec<&str> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if !conffiles.is_empty() {
         text += "Conffiles:\n";
-        for path in conffiles {
-            let _ = writeln!(text, " {path} newconffile");
+        for line in conffiles {
+            let (flag, path) = line.split_once(' ').map_or(("", line), |(flag, path)| (flag, path));
+            let _ = writeln!(text, "{}", format!(" {path} newconffile {flag}").trim_end());
         }
     }
     text + "\n"

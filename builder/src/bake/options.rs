@@ -1,0 +1,65 @@
+//! What goes into a bake and what comes out of it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::tree::RootTree;
+use crate::digest::Sha256;
+use crate::manifest::Manifest;
+
+/// What to bake and where to put it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Directory of the image.
+    pub image: PathBuf,
+    /// Directory of the tool tree's recipe.
+    pub tools: PathBuf,
+    /// Where the outputs go.
+    pub out: PathBuf,
+    /// A ready agent instead of building one.
+    pub agent: Option<PathBuf>,
+    /// Make the root trees again even if they are cached.
+    pub fresh: bool,
+    /// Where the archive lost a locked package, resolve anew into the cache and say so.
+    pub relock: bool,
+}
+
+/// A finished image.
+#[derive(Debug, Clone)]
+pub struct Baked {
+    /// The read-only root image.
+    pub root: PathBuf,
+    /// Its digest.
+    pub root_sha256: Sha256,
+    /// Size of the root image in bytes.
+    pub root_bytes: u64,
+    /// The manifest.
+    pub manifest: PathBuf,
+    /// Version of the image.
+    pub version: String,
+    /// Whether the committed lock could not be used.
+    pub relocked: bool,
+    /// The root tree it was made from, still writable: for tests and benchmarks, and only to be read.
+    pub tree: PathBuf,
+    /// Whether that came from the cache.
+    pub tree_cached: bool,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Baked {
+    pub(super) fn new(out: &Path, manifest: &Manifest<'_>, relocked: bool, tree: RootTree, started: Instant) -> Self {
+        let root = &manifest.outputs[0];
+        Self {
+            root: out.join(&root.name),
+            root_sha256: root.sha256,
+            root_bytes: root.bytes,
+            manifest: out.join("manifest.json"),
+            version: manifest.version.to_owned(),
+            relocked,
+            tree_cached: tree.cached,
+            tree: tree.root,
+            elapsed: started.elapsed(),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Two root trees compared as a node sees them: path, type, mode, owner (by name), extended attributes, content.
+//!
+//! Differences are allowed one by one, in a committed list with a reason each; an entry that explains nothing any more is as
+//! wrong as a difference nobody explained.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+
+use anyhow::Context;
+use nix::libc;
+use pgkiln::digest::Sha256;
+use pgkiln::unpack::tree::Ids;
+use walkdir::WalkDir;
+
+/// What is at one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    mode: u32,
+    user: String,
+    group: String,
+    xattrs: BTreeMap<String, Vec<u8>>,
+    content: String,
+}
+
+/// Reads a whole tree.
+pub fn read(root: &Path) -> anyhow::Result<BTreeMap<String, Node>> {
+    let ids = Ids::read(root)?;
+    let (users, groups) = ids.names();
+    let mut tree = BTreeMap::new();
+    for entry in WalkDir::new(root).min_depth(1) {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        let kind = meta.file_type();
+        let content = if kind.is_file() {
+            Sha256::of_file(entry.path())?.0.to_string()
+        } else if kind.is_symlink() {
+            format!("-> {}", fs_err::read_link(entry.path())?.display())
+        } else if kind.is_char_device() || kind.is_block_device() {
+            format!("device {:x}", meta.rdev())
+        } else {
+            String::new()
+        };
+        let name = |table: &BTreeMap<u32, &str>, id: u32| table.get(&id).map_or(id.to_string(), |name| (*name).to_owned());
+        let node = Node {
+            mode: meta.mode(),
+            user: name(&users, meta.uid()),
+            group: name(&groups, meta.gid()),
+            xattrs: xattrs(entry.path())?,
+            content,
+        };
+        let path = entry.path().strip_prefix(root)?.to_str().context("a path is UTF-8")?;
+        tree.insert(format!("/{path}"), node);
+    }
+    Ok(tree)
+}
+
+fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut names = vec![0_u8; 4096];
+    #[expect(unsafe_code, reason = "extended attributes have no safe wrapper here")]
+    // SAFETY: path is a C string, the buffer is as long as we say.
+    let length = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    names.truncate(usize::try_from(length).context("listing extended attributes")?);
+    let mut found = BTreeMap::new();
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let c_name = CString::new(name)?;
+        let mut value = vec![0_u8; 4096];
+        #[expect(unsafe_code, reason = "extended attributes have no safe wrapper here")]
+        // SAFETY: both names are C strings, the buffer is as long as we say.
+        let length =
+            unsafe { libc::lgetxattr(path.as_ptr(), c_name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        value.truncate(usize::try_from(length).context("reading an extended attribute")?);
+        found.insert(String::from_utf8_lossy(name).into_owned(), value);
+    }
+    Ok(found)
+}
+
+/// What differs, by path: `ours` against `theirs`.
+pub fn differences(ours: &BTreeMap<String, Node>, theirs: &BTreeMap<String, Node>) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for (path, node) in ours {
+        match theirs.get(path) {
+            None => _ = found.insert(path.clone(), "only ours".to_owned()),
+            Some(other) if other != node => _ = found.insert(path.clone(), describe(node, other)),
+            Some(_) => {}
+        }
+    }
+    for path in theirs.keys().filter(|path| !ours.contains_key(*path)) {
+        found.insert(path.clone(), "only theirs".to_owned());
+    }
+    found
+}
+
+fn describe(ours: &Node, theirs: &Node) -> String {
+    let mut text = String::new();
+    if ours.mode != theirs.mode {
+        let _ = write!(text, "mode {:o} / {:o} ", ours.mode, theirs.mode);
+    }
+    if (&ours.user, &ours.group) != (&theirs.user, &theirs.group) {
+        let _ = write!(text, "owner {}:{} / {}:{} ", ours.user, ours.group, theirs.user, theirs.group);
+    }
+    if ours.xattrs != theirs.xattrs {
+        let _ = write!(text, "xattrs {:?} / {:?} ", ours.xattrs, theirs.xattrs);
+    }
+    if ours.content != theirs.content {
+        let _ = write!(text, "content {:.20} / {:.20}", ours.content, theirs.content);
+    }
+    text
+}
+
+/// Allowed differences.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Allowed {
+    difference: Vec<Entry>,
+}
+
+/// One of them.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Paths: `?` is one byte and `*` anything within a component, `**` anything.
+    pattern: String,
+    /// Why the trees differ there.
+    reason: String,
+}
+
+impl Allowed {
+    /// Reads a committed list.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let allowed: Self = toml::from_str(&fs_err::read_to_string(path)?)?;
+        let silent = allowed.difference.iter().find(|entry| entry.reason.trim().len() < 10);
+        anyhow::ensure!(silent.is_none(), "an allowed difference has no reason: {silent:?}");
+        Ok(allowed)
+    }
+
+    /// What the list does not explain, and what of the list explains nothing.
+    pub fn judge(&self, differences: &BTreeMap<String, String>) -> Vec<String> {
+        let mut used = vec![false; self.difference.len()];
+        let mut wrong = Vec::new();
+        for (path, what) in differences {
+            match self.difference.iter().position(|entry| matches(entry.pattern.as_bytes(), path.as_bytes())) {
+                Some(index) => used[index] = true,
+                None => wrong.push(format!("unexplained: {path}: {what}")),
+            }
+        }
+        let unused = self.difference.iter().zip(used).filter(|(_, used)| !used);
+        wrong.extend(unused.map(|(entry, _)| format!("explains nothing: {}", entry.pattern)));
+        wrong
+    }
+}
+
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match pattern {
+        [] => text.is_empty(),
+        [b'*', b'*', rest @ ..] => (0..=text.len()).any(|skip| matches(rest, &text[skip..])),
+        [b'*', rest @ ..] => {
+            let component = text.iter().position(|byte| *byte == b'/').unwrap_or(text.len());
+            (0..=component).any(|skip| matches(rest, &text[skip..]))
+        }
+        [b'?', rest @ ..] => text.first().is_some_and(|byte| *byte != b'/') && matches(rest, &text[1..]),
+        [byte, rest @ ..] => text.first() == Some(byte) && matches(rest, &text[1..]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_difference_is_seen_and_every_entry_must_be_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = |name: &str, content: &str, mode: u32| {
+            let root = dir.path().join(name);
+            fs_err::create_dir_all(root.join("etc")).unwrap();
+            fs_err::write(root.join("etc/passwd"), "root:x:0:0::/:\n").unwrap();
+            fs_err::write(root.join("etc/file"), content).unwrap();
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs_err::set_permissions(root.join("etc/file"), permissions).unwrap();
+            read(&root).unwrap()
+        };
+        let base = tree("a", "x", 0o644);
+        assert!(differences(&base, &tree("b", "x", 0o644)).is_empty());
+        assert_eq!(differences(&base, &tree("c", "y", 0o644)).keys().collect::<Vec<_>>(), ["/etc/file"]);
+        let mode = differences(&base, &tree("d", "x", 0o600));
+        assert!(mode["/etc/file"].starts_with("mode 100644 / 100600"), "{mode:?}");
+        let allowed = |pattern: &str| Allowed {
+            difference: vec![Entry { pattern: pattern.into(), reason: "for this test".into() }],
+        };
+        assert!(allowed("/etc/*").judge(&mode).is_empty());
+        assert_eq!(allowed("/usr/**").judge(&mode).len(), 2, "unexplained and unused");
+        assert!(!matches(b"/etc/*", b"/etc/a/b") && matches(b"/etc/**", b"/etc/a/b"));
+    }
+}
