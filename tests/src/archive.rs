@@ -86,7 +86,8 @@ impl Deb {
         text
     }
 
-    fn build(&self, to: &Path) -> anyhow::Result<()> {
+    /// Builds the package at `to`.
+    pub fn build(&self, to: &Path) -> anyhow::Result<()> {
         let root = tempfile::tempdir()?;
         let debian = root.path().join("DEBIAN");
         fs_err::create_dir_all(&debian)?;

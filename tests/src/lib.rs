@@ -7,4 +7,6 @@ pub mod binary;
 pub mod crash;
 pub mod image;
 pub mod plot;
+pub mod reference;
+pub mod tree_diff;
 pub mod workspace;

@@ -24,6 +24,8 @@ pub struct Node {
     group: String,
     xattrs: BTreeMap<String, Vec<u8>>,
     content: String,
+    /// Names of the same file (hard links); directories have none.
+    links: u64,
 }
 
 /// Reads a whole tree.
@@ -44,13 +46,15 @@ pub fn read(root: &Path) -> anyhow::Result<BTreeMap<String, Node>> {
         } else {
             String::new()
         };
-        let name = |table: &BTreeMap<u32, &str>, id: u32| table.get(&id).map_or(id.to_string(), |name| (*name).to_owned());
+        let name =
+            |table: &BTreeMap<u32, &str>, id: u32| table.get(&id).map_or(id.to_string(), |name| (*name).to_owned());
         let node = Node {
             mode: meta.mode(),
             user: name(&users, meta.uid()),
             group: name(&groups, meta.gid()),
             xattrs: xattrs(entry.path())?,
             content,
+            links: if kind.is_dir() { 1 } else { meta.nlink() },
         };
         let path = entry.path().strip_prefix(root)?.to_str().context("a path is UTF-8")?;
         tree.insert(format!("/{path}"), node);
@@ -71,8 +75,7 @@ fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
         let mut value = vec![0_u8; 4096];
         #[expect(unsafe_code, reason = "extended attributes have no safe wrapper here")]
         // SAFETY: both names are C strings, the buffer is as long as we say.
-        let length =
-            unsafe { libc::lgetxattr(path.as_ptr(), c_name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        let length = unsafe { libc::lgetxattr(path.as_ptr(), c_name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
         value.truncate(usize::try_from(length).context("reading an extended attribute")?);
         found.insert(String::from_utf8_lossy(name).into_owned(), value);
     }
@@ -105,6 +108,9 @@ fn describe(ours: &Node, theirs: &Node) -> String {
     }
     if ours.xattrs != theirs.xattrs {
         let _ = write!(text, "xattrs {:?} / {:?} ", ours.xattrs, theirs.xattrs);
+    }
+    if ours.links != theirs.links {
+        let _ = write!(text, "hard links {} / {} ", ours.links, theirs.links);
     }
     if ours.content != theirs.content {
         let _ = write!(text, "content {:.20} / {:.20}", ours.content, theirs.content);
