@@ -11,7 +11,7 @@
 //! A file enters `cas` by a rename after its digest was checked, so its presence says that it *was* right. Disks and people
 //! change files; hence whoever uses one checks size and digest again while reading it ([`Cache::verified`]).
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -78,10 +78,19 @@ impl Cache {
     /// and the next fetch gets it again.
     pub fn verified(&self, digest: &Sha256, size: u64) -> anyhow::Result<Option<PathBuf>> {
         let path = self.cas_path(digest);
-        if self.has(digest, size) && Sha256::of_file(&path)? == (*digest, size) {
+        let file = match fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let looked_at = file.metadata()?.ino();
+        if Sha256::of_reader(file).with_context(|| format!("reading {}", path.display()))? == (*digest, size) {
             return Ok(Some(path));
         }
-        self.discard(digest)?;
+        // Another process may have put a good one there meanwhile.
+        if path.symlink_metadata().is_ok_and(|meta| meta.ino() == looked_at) {
+            self.discard(digest)?;
+        }
         Ok(None)
     }
 

@@ -3,11 +3,9 @@
 //! A file is collected in `partial/`, and enters `cas/` only if size and SHA-256 are those of the lock. Failures come in
 //! kinds, because the way out differs: a mirror that cannot be reached, a file it no longer has, content that is wrong.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
-
-use anyhow::Context;
 
 use crate::cache::Cache;
 use crate::digest::Sha256;
@@ -79,9 +77,10 @@ enum Message {
     Retrying(usize, String),
 }
 
-/// Makes sure that the cache has every item, by name and size; content is checked on download and again by [`read`].
+/// Makes sure that the cache has every item with exactly its content: what is there is read and checked (half a second per
+/// gigabyte and core), what is missing or altered is downloaded.
 pub fn fetch(items: &[Item], cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Fetched> {
-    let mut missing: Vec<usize> = (0..items.len()).filter(|n| !cache.has(&items[*n].sha256, items[*n].size)).collect();
+    let mut missing = unusable(items, cache)?;
     missing.sort_by_key(|n| std::cmp::Reverse(items[*n].size));
     let bytes: u64 = missing.iter().map(|n| items[*n].size).sum();
     report(Event::Planned { files: missing.len(), bytes, cached: items.len() - missing.len() });
@@ -119,6 +118,30 @@ pub fn fetch(items: &[Item], cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyho
     }
 }
 
+/// The items that the cache lacks; altered files are removed on the way.
+fn unusable(items: &[Item], cache: &Cache) -> anyhow::Result<Vec<usize>> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(CONNECTIONS);
+    let next = AtomicUsize::new(0);
+    let check = || {
+        let mut unusable = Vec::new();
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(n) else { return anyhow::Ok(unusable) };
+            if cache.verified(&item.sha256, item.size)?.is_none() {
+                unusable.push(n);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let checks: Vec<_> = (0..workers).map(|_| scope.spawn(check)).collect();
+        let mut all = Vec::new();
+        for done in checks {
+            all.extend(done.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })
+}
+
 /// One worker: takes the next file until there is none or another worker failed.
 fn work(
     items: &[Item],
@@ -146,28 +169,16 @@ fn work(
     Ok(())
 }
 
-/// The content of an item, checked while it is read; an altered cached file is replaced by a new download.
+/// The content of an item, from the cache or downloaded now; what is returned was checked.
 pub fn read(item: &Item, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Vec<u8>> {
-    for _ in 0..2 {
-        fetch(std::slice::from_ref(item), cache, report)?;
-        let bytes = fs_err::read(cache.cas_path(&item.sha256))?;
-        if Sha256::of(&bytes) == item.sha256 {
-            return Ok(bytes);
-        }
-        cache.discard(&item.sha256)?;
+    fetch(std::slice::from_ref(item), cache, report)?;
+    let bytes = fs_err::read(cache.cas_path(&item.sha256))?;
+    if Sha256::of(&bytes) == item.sha256 {
+        return Ok(bytes);
     }
     let place = cache.cas_path(&item.sha256).display().to_string();
-    let what = format!("`{}` reads differently from how it was written a moment ago", item.name);
+    let what = format!("`{}` reads differently from a moment ago", item.name);
     Err(Problem::new(what, place, "check the disk, or name a cache on another one with --cache DIR").into())
-}
-
-/// Like [`read`] for those who need a path: the file is right at the time of the check.
-pub fn path(item: &Item, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<PathBuf> {
-    if let Some(path) = cache.verified(&item.sha256, item.size)? {
-        return Ok(path);
-    }
-    fetch(std::slice::from_ref(item), cache, report)?;
-    cache.verified(&item.sha256, item.size)?.context("a file vanished from the cache while it was used")
 }
 
 fn check_disk_space(needed: u64, cache: &Cache) -> anyhow::Result<()> {
