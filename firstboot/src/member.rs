@@ -15,6 +15,7 @@ use crate::facts::Facts;
 use crate::patroni::Patroni;
 use crate::pki;
 use crate::plan::Desired;
+use crate::problem::Problem;
 use crate::register::{self, Keys, LeaseCell, Slot, SlotHolder};
 use crate::render::etcd::{InitialState, environment};
 use crate::retry::{Failure, Policy, retry};
@@ -128,7 +129,7 @@ impl Member {
             |error, since| board.waiting(format!("etcd's quorum for {} s: {error:#}", since.as_secs())),
             async || {
                 client.ensure_accounts(&spec.slot, &accounts).await.map_err(transient)?;
-                client.status(&spec.slot).await.map_err(|e| transient(e.into()))
+                Ok(client.status(&spec.slot).await?)
             },
         )
         .await?;
@@ -167,9 +168,10 @@ impl Member {
     }
 }
 
-/// Errors that waiting may cure are tried again, refusals are not.
+/// What a person must act on ends the attempt, everything else may go away by itself: three seeds set up one etcd at
+/// the same time, and a quorum comes and goes while nodes start.
 fn transient(error: anyhow::Error) -> Failure {
-    if register::is_transient(&error) { Failure::Again(error) } else { Failure::GiveUp(error) }
+    if error.is::<Problem>() { Failure::GiveUp(error) } else { Failure::Again(error) }
 }
 
 impl Cluster for Member {
