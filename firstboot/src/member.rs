@@ -1,6 +1,7 @@
 //! This node as a member of its cluster: the agent's server, etcd's birth, the slot's lease, the watch.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::apply::Cluster;
-use crate::birth::{self, Agreement, Born, Desk, Record, Stage, Voters};
-use crate::etcd::{Accounts, Client, Credentials, Endpoint};
+use crate::birth::{self, Agreement, Born, Desk, Record, Replacement, Stage, Voters};
+use crate::etcd::{self, Accounts, Client, Credentials, Endpoint, LeaseId};
 use crate::facts::Facts;
 use crate::patroni::Patroni;
 use crate::pki;
@@ -18,6 +19,7 @@ use crate::plan::Desired;
 use crate::problem::Problem;
 use crate::register::{self, Keys, LeaseCell, Slot, SlotHolder};
 use crate::render::etcd::{InitialState, environment};
+use crate::render::{self, Input};
 use crate::retry::{Failure, Policy, retry};
 use crate::server;
 use crate::spec::NodeSpec;
@@ -49,6 +51,10 @@ pub fn endpoints(spec: &NodeSpec) -> Vec<Endpoint> {
     let mut endpoints: Vec<_> = spec.seeds.iter().map(|(slot, ip)| Endpoint::new(slot, *ip)).collect();
     endpoints.sort_by_key(|endpoint| endpoint.slot != spec.slot);
     endpoints
+}
+
+fn peer_url(ip: IpAddr) -> String {
+    format!("https://{}:2380", render::host(ip))
 }
 
 impl Member {
@@ -104,8 +110,9 @@ impl Member {
         birth::agree(layout, record, self.facts.data.pg_control, tls, peers, &self.desk, &self.host.board).await
     }
 
-    fn write_environment(&self, state: InitialState) -> Result<()> {
-        let text = environment(&self.desired.input()?, state);
+    fn write_environment(&self, state: InitialState, members: &BTreeMap<String, IpAddr>) -> Result<()> {
+        let spec = NodeSpec { seeds: members.clone(), ..self.spec().clone() };
+        let text = environment(&Input { spec: &spec, ..self.desired.input()? }, state);
         File::owned("/run/pgkiln/etcd/etcd.env", text, 0o640, ("root", "etcd")).write(&self.host.layout)
     }
 
@@ -121,26 +128,96 @@ impl Member {
         }
     }
 
-    /// Waits for quorum, makes sure of accounts and authentication, and remembers that the cluster is born.
-    async fn settle(&self, client: &Client) -> Result<()> {
+    /// Lets the running cluster expect this node's etcd in place of its dead member, and returns the lock under which
+    /// that happens. Waits for the others' quorum; `problem` is what the reader sees until then.
+    async fn enlist(&self, client: &Client, problem: Problem) -> Result<LeaseId> {
+        let (spec, board) = (self.spec(), &self.host.board);
+        board.update(|status| status.error = Some(problem.clone()));
+        tracing::warn!("{problem}");
+        let url = peer_url(self.desired.ip()?);
+        let waiting = |error: &anyhow::Error, since: Duration| {
+            let why = format!("a majority of the other voters for {} s ({error:#})", since.as_secs());
+            board.waiting(format!("{why}: {}; {}", problem.what, problem.remedy));
+        };
+        let (lock, members) = retry(Policy { cap: Duration::from_secs(2), ..Policy::PROMPT }, waiting, async || {
+            // Held by a living clone: refused. Held by the dead predecessor: waited for.
+            Slot::take(client, self.keys(), &spec.slot, self.holder(), board).await.map_err(transient)?;
+            let replacement = self.replacement(client, &url);
+            let lock = replacement.lock().await.map_err(transient)?;
+            match replacement.enlist().await {
+                Ok(members) => Ok((lock, members)),
+                Err(error) => {
+                    client.revoke(lock).await?;
+                    Err(transient(error))
+                }
+            }
+        })
+        .await?;
+        let seeds = spec.seeds.iter().filter(|(_, ip)| members.iter().any(|m| m.peer_urls.contains(&peer_url(**ip))));
+        let members = seeds.map(|(slot, ip)| (slot.clone(), *ip)).collect();
+        // Before etcd's first start: whatever happens now, founding is out of the question on this disk.
+        let cluster = self.any_status(client).await?.cluster_id();
+        Born::store(&self.host.layout, spec.cluster.uuid, &spec.slot, cluster)?;
+        self.write_environment(InitialState::Existing, &members)?;
+        Ok(lock)
+    }
+
+    fn replacement<'a>(&'a self, client: &'a Client, peer_url: &'a str) -> Replacement<'a> {
+        let lock_key = self.keys().membership();
+        Replacement { client, slot: &self.spec().slot, peer_url, lock_key, board: &self.host.board }
+    }
+
+    async fn any_status(&self, client: &Client) -> Result<etcd::MemberStatus> {
+        for endpoint in client.endpoints() {
+            if let Ok(status) = client.status(&endpoint.slot).await {
+                return Ok(status);
+            }
+        }
+        anyhow::bail!("no member of etcd answers")
+    }
+
+    /// Waits for quorum, makes sure of accounts, authentication and this member's vote, and remembers that the cluster
+    /// is born.
+    async fn settle(&self, client: &Client, lock: Option<LeaseId>) -> Result<()> {
         let (spec, board, accounts) = (self.spec(), &self.host.board, self.accounts());
-        let status = retry(
-            Policy::PROMPT,
-            |error, since| board.waiting(format!("etcd's quorum for {} s: {error:#}", since.as_secs())),
-            async || {
-                client.ensure_accounts(&spec.slot, &accounts).await.map_err(transient)?;
-                Ok(client.status(&spec.slot).await?)
-            },
-        )
+        let waiting = |error: &anyhow::Error, since: Duration| {
+            board.waiting(format!("etcd's quorum for {} s: {error:#}", since.as_secs()));
+        };
+        let status = retry(Policy::PROMPT, waiting, async || {
+            client.ensure_accounts(&spec.slot, &accounts).await.map_err(transient)?;
+            Ok(client.status(&spec.slot).await?)
+        })
         .await?;
         // The accounts went through etcd's log: it has served.
         Born::store(&self.host.layout, spec.cluster.uuid, &spec.slot, status.cluster_id())?;
         if let Some(record) = self.desk.shown() {
             self.desk.show(Record { stage: Stage::Born, ..record });
         }
-        self.write_environment(InitialState::Existing)?;
+        if status.learner {
+            let url = peer_url(self.desired.ip()?);
+            let waiting = |error: &anyhow::Error, _| board.waiting(format!("etcd here to get its vote: {error:#}"));
+            retry(Policy::PROMPT, waiting, async || {
+                let replacement = self.replacement(client, &url);
+                let lock = match lock {
+                    Some(lock) => lock,
+                    None => replacement.lock().await.map_err(transient)?,
+                };
+                replacement.promote(lock).await.map_err(transient)
+            })
+            .await?;
+            tracing::info!("etcd here has caught up and votes");
+        }
+        if let Some(lock) = lock {
+            client.revoke(lock).await?;
+        }
+        self.write_environment(InitialState::Existing, &spec.seeds)?;
+        board.update(|status| status.error = None);
         board.waited();
         Ok(())
+    }
+
+    fn holder(&self) -> SlotHolder {
+        SlotHolder { boot_id: self.facts.boot_id.clone(), machine: self.facts.machine.clone(), since: register::now() }
     }
 
     fn node(&self) -> Result<register::Node> {
@@ -178,16 +255,17 @@ impl Cluster for Member {
     async fn etcd(&mut self, unit: &str) -> Result<()> {
         self.serve().await?;
         self.host.board.phase(Phase::Joining);
-        let state = match self.agree().await? {
-            Agreement::Found(_) => InitialState::New,
-            Agreement::Born => InitialState::Existing,
-        };
-        self.write_environment(state)?;
-        tool::systemctl(&["start", "--no-block", unit]).run().await.context("starting etcd")?;
         let tls = pki::client(&self.host.layout.pki(), "agent", None)?;
         let user = Credentials::new("agent", &self.desired.secrets.passwords.etcd_agent);
         let client = Arc::new(Client::new(endpoints(self.spec()), tls, Some(user))?);
-        self.settle(&client).await?;
+        let mut lock = None;
+        match self.agree().await? {
+            Agreement::Found(_) => self.write_environment(InitialState::New, &self.spec().seeds)?,
+            Agreement::Born => self.write_environment(InitialState::Existing, &self.spec().seeds)?,
+            Agreement::Replace(problem) => lock = Some(self.enlist(&client, problem).await?),
+        }
+        tool::systemctl(&["start", "--no-block", unit]).run().await.context("starting etcd")?;
+        self.settle(&client, lock).await?;
         self.etcd = Some(client);
         Ok(())
     }
@@ -195,11 +273,7 @@ impl Cluster for Member {
     async fn slot(&mut self) -> Result<()> {
         let (client, keys, board) = (self.client()?, self.keys(), self.host.board.clone());
         let slot = self.spec().slot.clone();
-        let holder = SlotHolder {
-            boot_id: self.facts.boot_id.clone(),
-            machine: self.facts.machine.clone(),
-            since: register::now(),
-        };
+        let holder = self.holder();
         let waiting = |error: &anyhow::Error, since: Duration| {
             board.waiting(format!("the lease of slot {slot} for {} s: {error:#}", since.as_secs()));
         };

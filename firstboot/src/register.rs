@@ -91,6 +91,11 @@ impl Keys {
         format!("/pgkiln/{}/slots/{slot}", self.0)
     }
 
+    /// Lock of membership changes.
+    pub fn membership(self) -> String {
+        format!("/pgkiln/{}/lock/membership", self.0)
+    }
+
     /// A node.
     pub fn node(self, slot: &str) -> String {
         format!("/pgkiln/{}/nodes/{slot}", self.0)

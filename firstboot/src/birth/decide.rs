@@ -40,6 +40,8 @@ pub enum Decision {
     StartNew,
     /// The cluster exists and this disk is part of it: start etcd with `existing`.
     Born,
+    /// The cluster exists, but this disk holds no member of it: join as a replacement; what to say if that cannot be.
+    Replace(Problem),
     /// Start nothing.
     Refuse(Problem),
 }
@@ -86,7 +88,7 @@ fn from_own_disk(own: Own<'_>) -> Option<Decision> {
     let slot = &own.record.slot;
     match own {
         Own { born: true, etcd_data: true, .. } => Some(Decision::Born),
-        Own { born: true, etcd_data: false, .. } => Some(Decision::Refuse(etcd_lost(own.record))),
+        Own { born: true, etcd_data: false, .. } => Some(Decision::Replace(etcd_lost(own.record))),
         // Killed between etcd's first start and the marker: `new` is ignored by an etcd that has data.
         Own { etcd_data: true, record: Record { stage: Stage::Committed, .. }, .. } => Some(Decision::StartNew),
         Own { etcd_data: true, .. } => Some(Decision::Refuse(Problem::new(
@@ -99,46 +101,49 @@ fn from_own_disk(own: Own<'_>) -> Option<Decision> {
         ))),
         // PostgreSQL is started only after the born marker is stored.
         Own { pg_data: true, .. } => Some(Decision::Refuse(Problem::new(
-            "there is PostgreSQL data, but no trace of the etcd cluster it was part of: founding a new cluster \
-                 over it could lose it",
+            "there is PostgreSQL data, but no trace of the etcd cluster it was part of: founding a new cluster over it \
+             could lose it",
             "/var/lib/postgresql",
             format!(
-                "nothing was touched. If the other nodes still run: this disk is not the one of `{slot}` they \
-                         know; attach the right one. If etcd was lost everywhere: keep these data directories, make a \
-                         new cluster (`pgkiln cluster new`) on other disks and restore into it with pg_dump or \
-                         pg_basebackup from a server started by hand on this directory (`pg_ctl -D … start`)"
+                "nothing was touched. If the other nodes still run, this disk is not the one of `{slot}` they know: \
+                 attach the right one. {FOUND_ANEW}"
             ),
         ))),
         _ => None,
     }
 }
 
+/// What helps when etcd is gone from a majority: its contents can be made anew, PostgreSQL's cannot.
+const FOUND_ANEW: &str = "If etcd is gone on a majority of the voters and there is no copy of /var/lib/etcd to put back: \
+     on every voter as root `systemctl stop firstboot patroni etcd`, `mv /var/lib/postgresql/<major>/main \
+     /var/lib/postgresql/<major>/kept`, `rm -r /var/lib/pgkiln/birth /var/lib/etcd/default`, then reboot all of them: \
+     the cluster is founded anew and empty. Start the old data of the last leader by hand (`pg_ctl -D …/kept -o '-p \
+     5433' start`) and copy it over with `pg_dumpall -p 5433 | psql`";
+
 fn etcd_lost(record: &Record) -> Problem {
-    let ip = record.voters.seeds.get(&record.slot).map(ToString::to_string).unwrap_or_default();
     let slot = &record.slot;
     Problem::new(
-        "this node belongs to a born cluster, but its etcd data directory is gone; a new cluster is never founded in \
-         its place",
+        format!(
+            "`{slot}` belongs to a born cluster, but its etcd directory is gone; no new cluster is founded instead"
+        ),
         "/var/lib/etcd/default/member",
         format!(
-            "if the other voters still have quorum, on one of them as root: `etcdctl member list`, `etcdctl member \
-             remove <id of {slot}>`, `etcdctl member add {slot} --peer-urls=https://{ip}:2380`, then reboot this \
-             node: it joins as that member and keeps its PostgreSQL data. If etcd was lost on a majority: restore \
-             /var/lib/etcd from a copy or an `etcdctl snapshot save` on every voter, then reboot them"
+            "as soon as a majority of the other voters runs, this node rejoins by itself and keeps its PostgreSQL \
+             data: start them. {FOUND_ANEW}"
         ),
     )
 }
 
 fn from_intent(record: &Record, peers: &[&Record], complete: bool, mut waiting: Vec<String>) -> Decision {
     for peer in peers {
-        let Some(disks) = &peer.disks else { continue };
-        if disks.get(&record.slot) == Some(&record.disk) {
+        match (peer.stage, &peer.disks) {
             // Accepting is always safe: it only binds this disk. And it is what the others wait for.
-            return Decision::Accept(disks.clone());
-        }
-        match peer.stage {
-            Stage::Born | Stage::Committed => return Decision::Refuse(replaced(record, peer)),
-            _ => waiting.push(counted_before(record, peer)),
+            (_, Some(disks)) if disks.get(&record.slot) == Some(&record.disk) => {
+                return Decision::Accept(disks.clone());
+            }
+            (Stage::Committed | Stage::Born, _) => return Decision::Replace(replaced(record, peer)),
+            (Stage::Accepted, _) => waiting.push(counted_before(record, peer)),
+            (Stage::Intent, _) => {}
         }
     }
     if !complete || !waiting.is_empty() {
@@ -158,8 +163,12 @@ fn from_accepted(
     if let Some(peer) = peers.iter().find(|p| founded_otherwise(p, disks)) {
         return conflict(peer);
     }
-    if peers.iter().any(|p| p.stage >= Stage::Committed) {
+    if peers.iter().any(|p| p.stage >= Stage::Committed && p.disks.is_some()) {
         return Decision::Commit;
+    }
+    // Only replacements live there now: the founders this disk accepted are gone, and it never started.
+    if let Some(peer) = peers.iter().find(|p| p.stage == Stage::Born) {
+        return Decision::Replace(replaced(record, peer));
     }
     for peer in peers {
         let ip = record.voters.seeds[&peer.slot];
@@ -178,8 +187,9 @@ fn from_accepted(
     if complete && waiting.is_empty() { Decision::Commit } else { Decision::Wait(waiting) }
 }
 
+/// A born peer without founders is a replacement: it says nothing about who founded.
 fn founded_otherwise(peer: &Record, disks: &Disks) -> bool {
-    peer.stage >= Stage::Committed && peer.disks.as_ref() != Some(disks)
+    peer.stage >= Stage::Committed && peer.disks.as_ref().is_some_and(|theirs| theirs != disks)
 }
 
 fn conflict(peer: &Record) -> Decision {
@@ -192,16 +202,12 @@ fn conflict(peer: &Record) -> Decision {
 }
 
 fn replaced(record: &Record, peer: &Record) -> Problem {
-    let ip = record.voters.seeds.get(&record.slot).map(ToString::to_string).unwrap_or_default();
     let slot = &record.slot;
     Problem::new(
-        format!("`{}` runs this cluster already, founded with another disk in place of this one", peer.slot),
+        format!("`{}` runs this cluster already, founded with another disk in slot `{slot}`", peer.slot),
         "/var/lib/pgkiln/birth/intent.json",
-        format!(
-            "this disk is a replacement. On a running voter as root: `etcdctl member list`, `etcdctl member remove <id \
-             of {slot}>`, `etcdctl member add {slot} --peer-urls=https://{ip}:2380`, then reboot this node: it joins \
-             as that member"
-        ),
+        "this disk joins as a replacement as soon as a majority of the other voters runs and the lease of the slot has \
+         run out: start them",
     )
 }
 

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::decide::{Decision, Own, Seen, decide};
 use super::record::{Born, Disks, Record, Stage};
 use crate::layout::Layout;
+use crate::problem::Problem;
 use crate::status::Board;
 
 /// A peer is asked this often at first …
@@ -67,6 +68,8 @@ pub enum Agreement {
     Found(Disks),
     /// The cluster exists and this disk belongs to it: `existing`.
     Born,
+    /// The cluster exists, this disk holds no member of it: only a replacement may start. What to say until then.
+    Replace(Problem),
 }
 
 /// Runs the rule until it says how etcd may start, or that nothing may start (an error with its remedy).
@@ -103,6 +106,7 @@ pub async fn agree(
                 board.waited();
                 return Ok(Agreement::Found(record.disks.unwrap_or_default()));
             }
+            Decision::Replace(problem) => return Ok(Agreement::Replace(problem)),
             Decision::Refuse(problem) => return Err(problem.into()),
             Decision::Accept(disks) => {
                 record = Record { stage: Stage::Accepted, disks: Some(disks), ..record };

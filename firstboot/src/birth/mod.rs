@@ -20,6 +20,9 @@
 //! and two majorities would exist. A disk accepts one set of disks in its life, and a set is committed only when all
 //! its disks accepted it; so two committed sets share no disk, and no lone replaced disk is ever in one.
 //!
+//! A disk that has no part in a born cluster (its etcd directory is lost, or it is blank) may come back as a
+//! [`Replacement`] of its slot's dead member, never by founding.
+//!
 //! [`decide`] is this rule as a pure function, [`agree`] talks to peers and stores, `model` (tests) tries to break it.
 
 mod decide;
@@ -27,7 +30,9 @@ mod drive;
 #[cfg(test)]
 mod model;
 mod record;
+mod replace;
 
 pub use decide::{Decision, Own, Seen, decide};
 pub use drive::{Agreement, Desk, agree};
 pub use record::{Born, Disks, Record, Stage, Voters};
+pub use replace::Replacement;

@@ -103,7 +103,7 @@ impl World {
                 self.starts.push(start);
             }
             Decision::Wait(why) => assert!(!why.is_empty(), "waits without saying for what"),
-            Decision::Born | Decision::Refuse(_) => {}
+            Decision::Born | Decision::Replace(_) | Decision::Refuse(_) => {}
         }
     }
 
@@ -192,9 +192,9 @@ fn a_disk_replaced_between_two_looks_founds_nothing() {
     assert!(why.iter().any(|line| line.contains("pg-2 (10.0.0.12:8443): its disk was replaced")), "{why:?}");
 }
 
-/// Everyone committed, pg-3 replaced before it started: the rest lives, the blank disk founds nothing and says why.
+/// Everyone started, then pg-3 gets a blank disk: it founds nothing, it may only replace its dead member.
 #[test]
-fn a_replaced_disk_refuses_when_the_others_run() {
+fn a_replaced_disk_joins_when_the_others_run() {
     let mut world = World::new(3);
     world.settle();
     assert_eq!(world.starts.len(), 3);
@@ -202,8 +202,8 @@ fn a_replaced_disk_refuses_when_the_others_run() {
     world.settle();
     assert_eq!(world.starts.len(), 3);
     let own = Own { record: &world.nodes[2].record, born: false, etcd_data: false, pg_data: false };
-    let Decision::Refuse(problem) = decide(own, &world.nodes[2].seen) else { panic!("not refused") };
-    assert!(problem.remedy.contains("etcdctl member add pg-3 --peer-urls=https://10.0.0.13:2380"), "{problem}");
+    let Decision::Replace(problem) = decide(own, &world.nodes[2].seen) else { panic!("not refused") };
+    assert!(problem.what.contains("another disk in slot `pg-3`"), "{problem}");
 }
 
 /// etcd directories lost with PostgreSQL data kept, with and without the agent's own records.
@@ -215,7 +215,9 @@ fn lost_etcd_with_postgresql_data_founds_nothing() {
     let lost = Own { record: &world.nodes[0].record, born: true, etcd_data: false, pg_data: true };
     let wiped = Own { record: &fresh, born: false, etcd_data: false, pg_data: true };
     for own in [lost, wiped] {
-        let Decision::Refuse(problem) = decide(own, &BTreeMap::new()) else { panic!("not refused") };
-        assert!(!problem.remedy.is_empty());
+        match decide(own, &BTreeMap::new()) {
+            Decision::Replace(problem) | Decision::Refuse(problem) => assert!(!problem.remedy.is_empty()),
+            other => panic!("{other:?}"),
+        }
     }
 }

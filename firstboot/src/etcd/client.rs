@@ -202,6 +202,19 @@ impl Client {
         }
     }
 
+    /// A call to one member that asks for no login.
+    pub(super) async fn open_call_at<T: DeserializeOwned>(
+        &self,
+        slot: &str,
+        call: &str,
+        body: &Value,
+    ) -> Result<T, Error> {
+        match self.endpoints.iter().find(|e| e.slot == slot) {
+            Some(endpoint) => self.post(endpoint, call, body, None).await,
+            None => Err(unavailable(slot, "is not a known endpoint", false)),
+        }
+    }
+
     /// A streaming call; the answer's body arrives piece by piece and has no deadline.
     pub(super) async fn stream(&self, call: &str, body: &Value) -> Result<reqwest::Response, Error> {
         let endpoint = &self.endpoints[self.preferred.load(Ordering::Relaxed) % self.endpoints.len()];

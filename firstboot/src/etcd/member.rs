@@ -100,9 +100,9 @@ impl Client {
         Ok(added.member)
     }
 
-    /// Gives a learner its vote; refused until it has caught up.
-    pub async fn promote(&self, id: u64) -> Result<(), Error> {
-        self.call_once::<Done>("cluster/member/promote", &json!({"ID": id.to_string()})).await.map(drop)
+    /// Gives a learner its vote, asked of the member that leads; refused until the learner has caught up.
+    pub async fn promote_at(&self, leader: &str, id: u64) -> Result<(), Error> {
+        self.call_at::<Done>(leader, "cluster/member/promote", &json!({"ID": id.to_string()})).await.map(drop)
     }
 
     /// Removes a member for good.
@@ -110,9 +110,10 @@ impl Client {
         self.call_once::<Done>("cluster/member/remove", &json!({"ID": id.to_string()})).await.map(drop)
     }
 
-    /// What the member of `slot` says about itself; reads only that member, needs no quorum.
+    /// What the member of `slot` says about itself; reads only that member, needs no quorum
+    /// and no login (a learner could not check one).
     pub async fn status(&self, slot: &str) -> Result<MemberStatus, Error> {
-        self.call_at(slot, "maintenance/status", &json!({})).await
+        self.open_call_at(slot, "maintenance/status", &json!({})).await
     }
 
     /// Makes `target` the leader; `leader` must be the slot that leads now.

@@ -131,7 +131,7 @@ fn keys_leases_watches_and_members() {
         assert!(status.is_leader() && status.member_id() == members[0].id && status.raft_index > 0);
         let learner = client.add_learner("https://127.0.0.1:9").await.unwrap();
         assert!(learner.learner && !learner.has_started());
-        assert!(matches!(client.promote(learner.id).await, Err(Error::Refused { .. })));
+        assert!(matches!(client.promote_at("pg-1", learner.id).await, Err(Error::Refused { .. })));
         client.remove(learner.id).await.unwrap();
         assert!(client.status("pg-0").await.unwrap_err().is_transient());
     });
