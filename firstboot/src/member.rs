@@ -30,6 +30,8 @@ use crate::watch::Watch;
 
 /// The agent's own port.
 const PORT: u16 = 8443;
+/// What etcd needs from its start until it answers peers, and a little.
+const STAGGER: Duration = Duration::from_millis(150);
 /// At the end: giving the slot back, if etcd still answers.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -176,6 +178,13 @@ impl Member {
         anyhow::bail!("no member of etcd answers")
     }
 
+    /// When this seed starts etcd after the founders agreed. A founding etcd first asks every peer whether it knows it
+    /// already: one that is not there refuses at once, one that starts in the same moment keeps it waiting for 1 s.
+    fn stagger(&self) -> Duration {
+        let rank = self.spec().seeds.keys().position(|slot| *slot == self.spec().slot).unwrap_or(0);
+        STAGGER * u32::try_from(rank).unwrap_or(0)
+    }
+
     /// Waits for quorum, makes sure of accounts, authentication and this member's vote, and remembers that the cluster
     /// is born.
     async fn settle(&self, client: &Client, lock: Option<LeaseId>) -> Result<()> {
@@ -260,7 +269,10 @@ impl Cluster for Member {
         let client = Arc::new(Client::new(endpoints(self.spec()), tls, Some(user))?);
         let mut lock = None;
         match self.agree().await? {
-            Agreement::Found(_) => self.write_environment(InitialState::New, &self.spec().seeds)?,
+            Agreement::Found(_) => {
+                self.write_environment(InitialState::New, &self.spec().seeds)?;
+                tokio::time::sleep(self.stagger()).await;
+            }
             Agreement::Born => self.write_environment(InitialState::Existing, &self.spec().seeds)?,
             Agreement::Replace(problem) => lock = Some(self.enlist(&client, problem).await?),
         }

@@ -19,6 +19,8 @@ use crate::verdict::{self, Health};
 const SOON: Duration = Duration::from_millis(1000);
 /// Between looks at a good one.
 const SLOW: Duration = Duration::from_secs(5);
+/// Every how many looks at a node that is not good systemd is asked about its units.
+const ASK_SYSTEMD: u32 = 8;
 /// HAProxy's statistics listener: connecting there touches no server.
 const HAPROXY: (&str, u16) = ("127.0.0.1", 7000);
 
@@ -50,6 +52,8 @@ pub struct Watch {
 struct Done {
     system_id: bool,
     reconciled: bool,
+    /// Looks since this node was last good.
+    doubtful: u32,
 }
 
 impl Watch {
@@ -57,7 +61,16 @@ impl Watch {
     pub async fn run(&self) -> Result<()> {
         let mut done = Done::default();
         loop {
-            let health = self.look().await;
+            let mut health = self.look().await;
+            if verdict::judge(&health).0 == Verdict::Good {
+                done.doubtful = 0;
+            } else {
+                done.doubtful += 1;
+                // systemd is asked rarely: starting takes a while, and asking costs more than all other looks.
+                if done.doubtful.is_multiple_of(ASK_SYSTEMD) {
+                    health.failing = verdict::failing(&self.units).await;
+                }
+            }
             let (verdict, why) = verdict::judge(&health);
             self.say(verdict, why);
             if let Err(error) = self.chores(&health, &mut done).await {
@@ -95,11 +108,7 @@ impl Watch {
             None => None,
         };
         let haproxy = if self.haproxy { TcpStream::connect(HAPROXY).await.err().map(|e| e.to_string()) } else { None };
-        let mut health = Health { etcd, patroni, haproxy, failing: Vec::new() };
-        if verdict::judge(&health).0 != Verdict::Good {
-            health.failing = verdict::failing(&self.units).await;
-        }
-        health
+        Health { etcd, patroni, haproxy, failing: Vec::new() }
     }
 
     async fn chores(&self, health: &Health, done: &mut Done) -> Result<()> {
@@ -110,7 +119,8 @@ impl Watch {
         if !leads {
             // Whoever leads next does it once.
             done.reconciled = false;
-        } else if !done.reconciled {
+        } else if done.system_id && !done.reconciled {
+            // Patroni names the system only after its own run of the same script.
             sql::reconcile(&self.layout, None).await?;
             done.reconciled = true;
         }
