@@ -148,8 +148,9 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         Command::Heal { name, a, b } => Lab::attach(&name)?.heal(a.as_deref().zip(b.as_deref())),
         Command::Down { name, keep_data } => Lab::attach(&name)?.down(keep_data),
         Command::Supervise { stage, name, slot } => {
-            // Whoever started the lab has been told; stderr is the supervisor's log.
-            crate::lab::run_stage(stage, &name, slot.as_deref())
+            // Whoever started the lab has been told why; a second message would only repeat it.
+            let code = i32::from(crate::lab::run_stage(stage, &name, slot.as_deref()).is_err());
+            std::process::exit(code)
         }
     }
 }

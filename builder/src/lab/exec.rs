@@ -13,7 +13,7 @@ pub(super) fn command(supervisor: i32, init: i32, argv: &[String]) -> Cmd {
     let terminal = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
     Cmd::new(&table::NSENTER)
         .arg(format!("--target={init}"))
-        .args(["--all", "--wd=/", "--"])
+        .args(["--all", "--"])
         .args(argv)
         .wrapped_by(&table::NSENTER, [&format!("--target={supervisor}"), "--mount", "--pid", "--"])
         .env_clear()

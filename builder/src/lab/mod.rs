@@ -56,16 +56,19 @@ pub enum Stage {
     Node,
 }
 
-/// Runs a stage to its end; the error has been reported to whoever started the lab.
+/// Runs a stage to its end; its error has been told when this returns, to the lab's starter or on the node's console.
 pub fn run_stage(stage: Stage, name: &str, slot: Option<&str>) -> anyhow::Result<()> {
     let outcome = match stage {
         Stage::Warden => warden::run(name),
         Stage::Init => init::run(name),
         Stage::Supervisor => supervisor::run(name),
-        Stage::Node => return nspawn::run(name, slot.unwrap_or_default()),
+        Stage::Node => nspawn::run(name, slot.unwrap_or_default()),
     };
-    if let Err(error) = &outcome {
-        protocol::report(&protocol::Started::failed(error));
+    match &outcome {
+        // Its standard error is the node's console.
+        Err(error) if stage == Stage::Node => eprintln!("pgkiln: {error:#}"),
+        Err(error) => protocol::report(&protocol::Started::failed(error)),
+        Ok(()) => {}
     }
     outcome
 }
