@@ -1,7 +1,7 @@
 //! The lab with real nodes. Needs root, and in `PGKILN_TEST_ROOT` a root image: the self-test runner provides both.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,7 +21,8 @@ fn image() -> PathBuf {
 /// A lab of `nodes` plain nodes whose data goes away with `dir`.
 fn options(name: &str, nodes: u8, dir: &tempfile::TempDir) -> Options {
     let mut options = Options::new(name, image(), "10.0.0.0/24".parse().unwrap());
-    options.state_dir = dir.path().join("lab");
+    // The name is in the path so that a mount left behind can be told from others.
+    options.state_dir = dir.path().join(name);
     for n in 1..=nodes {
         options = options.node(format!("pg-{n}"), format!("10.0.0.1{n}").parse().unwrap(), None);
     }
@@ -114,7 +115,7 @@ fn gone(of: &str) {
 fn a_node_lives_dies_and_comes_back_with_its_data() {
     let dir = dir();
     let lab = Lab::up(options("tst-life", 2, &dir).publish("pg-1", 4242, None)).unwrap();
-    assert_eq!(run(&lab, "pg-1", "exit 7").0, false);
+    assert!(!run(&lab, "pg-1", "exit 7").0);
     assert_eq!(lab.exec("pg-1", ["sh", "-c", "exit 7"]).unwrap().status.code(), Some(7));
     assert_eq!(lab.exec_with_input("pg-1", ["cat"], "through").unwrap().stdout, b"through");
     assert_eq!(run(&lab, "pg-1", "cat /proc/1/comm").1, "systemd");
@@ -150,7 +151,7 @@ fn a_node_lives_dies_and_comes_back_with_its_data() {
     assert_eq!(status.nodes[0].last_end.as_deref(), Some("powered off"));
     lab.down(false).unwrap();
     gone("tst-life");
-    assert!(!dir.path().join("lab").exists());
+    assert!(!dir.path().join("tst-life").exists());
 }
 
 #[test]
@@ -242,5 +243,4 @@ fn an_owner_that_ends_takes_the_lab_along_unless_it_let_go() {
     assert_eq!(run(&again, "pg-1", "cat /var/kept").1, "kept");
     again.down(false).unwrap();
     gone("tst-own");
-    let _ = std::io::stdout().flush();
 }
