@@ -16,6 +16,11 @@ impl Timeline {
         Self { origin: Instant::now(), events: Vec::new() }
     }
 
+    /// The moment that counts as zero.
+    pub(super) fn origin(&self) -> Instant {
+        self.origin
+    }
+
     /// Something that happened at `at`; returns the time on the line.
     pub(super) fn add(&mut self, at: Instant, text: impl Into<String>) -> f64 {
         let seconds = match at.checked_duration_since(self.origin) {

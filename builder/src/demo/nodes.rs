@@ -1,0 +1,105 @@
+//! The nodes of the demo's lab, asked from outside: through HAProxy as an application, and as root on the node itself.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use super::READ_WRITE;
+use super::client::Session;
+use crate::cluster::Definition;
+use crate::lab::{ExecOutput, Lab};
+
+/// A replica as its leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Replica {
+    pub(super) slot: String,
+    pub(super) streaming: bool,
+    /// Whether a commit waits for it (alone or in a quorum).
+    pub(super) synchronous: bool,
+}
+
+#[derive(Clone)]
+pub(super) struct Nodes {
+    pub(super) lab: Arc<Lab>,
+    slots: BTreeMap<IpAddr, String>,
+    /// Host ports of HAProxy for writing, by slot.
+    ports: BTreeMap<String, u16>,
+}
+
+impl Nodes {
+    pub(super) fn new(lab: Lab, definition: &Definition) -> anyhow::Result<Self> {
+        let slots = definition.nodes.iter().map(|node| (node.address, node.slot.clone())).collect();
+        let status = lab.status()?;
+        let published = status.published.into_iter().filter(|published| published.port == READ_WRITE);
+        let ports = published.map(|published| (published.slot, published.host_port)).collect();
+        Ok(Self { lab: Arc::new(lab), slots, ports })
+    }
+
+    /// Calls the lab from a thread of its own, so that the writer keeps writing meanwhile.
+    pub(super) async fn lab<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Lab) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let lab = Arc::clone(&self.lab);
+        tokio::task::spawn_blocking(move || call(&lab)).await.context("asking the lab")?
+    }
+
+    /// Host ports of HAProxy for writing, of every node but `except`.
+    pub(super) fn ports(&self, except: Option<&str>) -> Vec<u16> {
+        let others = self.ports.iter().filter(|(slot, _)| Some(slot.as_str()) != except);
+        others.map(|(_, port)| *port).collect()
+    }
+
+    /// The slot whose PostgreSQL answers on this connection; through port 5000 that is the leader.
+    pub(super) async fn answering(&self, session: &Session) -> anyhow::Result<String> {
+        let row = session.client.query_one("SELECT host(inet_server_addr())", &[]).await?;
+        let address: IpAddr = row.get::<_, String>(0).parse().context("reading the server's address")?;
+        self.slots.get(&address).cloned().with_context(|| format!("{address} is no node of this cluster"))
+    }
+
+    /// What the leader's `pg_stat_replication` says; only a superuser sees it, so it is asked on the node.
+    pub(super) async fn replicas(&self, leader: &str) -> anyhow::Result<Vec<Replica>> {
+        let query = "SELECT application_name, state, sync_state FROM pg_stat_replication ORDER BY 1";
+        let output = self.exec(leader, &["psql", "-XAtqF", ",", "-c", query]).await?;
+        Ok(output.lines().filter_map(replica).collect())
+    }
+
+    /// Runs a command on a node as root; its standard output.
+    pub(super) async fn exec(&self, slot: &str, argv: &[&str]) -> anyhow::Result<String> {
+        let (slot, argv) = (slot.to_owned(), argv.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let output: ExecOutput = self.lab(move |lab| lab.exec(&slot, &argv)).await?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What every node says about itself, for an error.
+    pub(super) async fn state(&self) -> String {
+        match self.lab(Lab::status).await {
+            Ok(status) => status.table(),
+            Err(error) => format!("the lab does not answer: {error:#}"),
+        }
+    }
+}
+
+fn replica(line: &str) -> Option<Replica> {
+    let mut fields = line.split(',');
+    let (slot, state, sync) = (fields.next()?, fields.next()?, fields.next()?);
+    let synchronous = ["sync", "quorum"].contains(&sync);
+    Some(Replica { slot: slot.to_owned(), streaming: state == "streaming", synchronous })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_as_psql_prints_them() {
+        let quorum = replica("pg-2,streaming,quorum").unwrap();
+        assert_eq!(quorum, Replica { slot: "pg-2".into(), streaming: true, synchronous: true });
+        let catching_up = replica("pg-3,catchup,async").unwrap();
+        assert!(!catching_up.streaming && !catching_up.synchronous);
+        assert_eq!(replica(""), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! What happens between the first node's start and the last row read back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+use super::client::{Login, Session};
+use super::nodes::{Nodes, Replica};
+use super::timeline::Timeline;
+use super::writer::{self, Writer};
+use crate::cluster::Cluster;
+use crate::lab::{self, Lab};
+use crate::problem::Problem;
+use crate::progress::{Step, Steps};
+
+/// Rows that must be acknowledged before the leader dies.
+const ROWS_BEFORE: usize = 1_000;
+/// Rows that must be acknowledged by its successor.
+const ROWS_AFTER: usize = 200;
+/// When to give up: several times what a slow machine needs.
+const READY_WITHIN: Duration = Duration::from_secs(180);
+const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
+const FAILED_OVER_WITHIN: Duration = Duration::from_secs(120);
+const RETURNED_WITHIN: Duration = Duration::from_secs(120);
+/// How often something is looked at again.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What happened.
+pub(super) struct Told {
+    pub(super) ready: Duration,
+    pub(super) members: usize,
+    pub(super) first_leader: String,
+    pub(super) leader: String,
+    pub(super) durability: &'static str,
+    pub(super) acknowledged: usize,
+    pub(super) lost: usize,
+    pub(super) failover: Duration,
+    pub(super) connect: String,
+    pub(super) timeline: Timeline,
+    pub(super) lab_name: String,
+}
+
+/// Runs the scenario; Ctrl-C ends it, and with it the lab.
+pub(super) async fn run(lab: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> anyhow::Result<(Lab, Told)> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let interrupted = || Problem::new("interrupted; the lab and its data are gone", "", "").into();
+    tokio::select! {
+        told = act(lab, cluster, steps) => told,
+        _ = interrupt.recv() => Err(interrupted()),
+        _ = terminate.recv() => Err(interrupted()),
+    }
+}
+
+async fn act(options: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> anyhow::Result<(Lab, Told)> {
+    let (definition, lab_name) = (&cluster.definition, options.name.clone());
+    let role = definition.login_roles().next().context("the demo's cluster has no role")?;
+    let ca = cluster.ca_pem_path();
+    let login = Login::new(&ca, &definition.name, &definition.name, role, cluster.secret(role)?)?;
+
+    let step = steps.start("boot");
+    let mut timeline = Timeline::starting_now();
+    let started = timeline.origin();
+    let lab = tokio::task::spawn_blocking(|| Lab::up(options)).await.context("starting the lab")??;
+    timeline.add(started, "three nodes start from the same image");
+    let nodes = Nodes::new(lab, definition)?;
+    let (first_leader, replicas) = ready(&nodes, &login, &mut timeline, &step).await?;
+    let ready = started.elapsed();
+    let synchronous = replicas.iter().filter(|replica| replica.synchronous).count();
+    let durability = if synchronous > 0 { "zero-loss" } else { "available" };
+    timeline.now(format!("ready: a row read through HAProxy, {} replicas streaming, {durability}", replicas.len()));
+    step.done_with(format!("ready after {:.1}s, {first_leader} leads", ready.as_secs_f64()));
+
+    let step = steps.start("write");
+    let survivors = nodes.ports(Some(&first_leader));
+    let writer = Writer::start(login.clone(), survivors.clone());
+    step.expect_items(ROWS_BEFORE as u64);
+    let first = until(WRITTEN_WITHIN, || writer.log().last.map(|(_, answered)| answered)).await;
+    timeline.add(first.context("no write was acknowledged")?, "first write acknowledged");
+    let mut shown = 0;
+    let enough = until(WRITTEN_WITHIN, || {
+        let acknowledged = writer.acknowledged();
+        step.advance((acknowledged - shown) as u64);
+        shown = acknowledged;
+        (acknowledged >= ROWS_BEFORE).then_some(acknowledged)
+    });
+    let before = enough.await.with_context(|| format!("only {} writes in a minute", writer.acknowledged()))?;
+    step.done_with(format!("{before} rows acknowledged"));
+
+    let step = steps.start("kill the leader");
+    let slot = first_leader.clone();
+    let killing = Instant::now();
+    nodes.lab(move |lab| lab.kill(&slot)).await?;
+    // Every process of the node is gone by now: a write sent from here on reaches its successor or nobody.
+    let killed = Instant::now();
+    timeline.add(killing, format!("{first_leader}, which leads, is killed with everything on it"));
+    step.detail("waiting for the next acknowledged write");
+    let Some(back) = until(FAILED_OVER_WITHIN, || writer.acknowledged_after(killed)).await else {
+        return Err(stuck("no write was acknowledged after the leader was killed", FAILED_OVER_WITHIN, &nodes).await);
+    };
+    let failover = back.duration_since(killing);
+    if let Some((at, _)) = writer.log().first_error.filter(|(at, _)| *at > killed) {
+        timeline.add(at, "the writer gives up its connection and tries the next node");
+    }
+    let session = connected(&login, &survivors).await?;
+    let leader = nodes.answering(&session).await?;
+    if let Some(at) = promoted(&nodes, &leader).await {
+        timeline.add(at, format!("the old leader's lease has ended, {leader} takes over"));
+    }
+    timeline.add(back, format!("writes go on, {leader} acknowledges"));
+    let acknowledged = writer.acknowledged();
+    until(WRITTEN_WITHIN, || (writer.acknowledged() >= acknowledged + ROWS_AFTER).then_some(())).await;
+    let log = writer.stop();
+    let lost = writer::lost(&session, &log.acknowledged).await?;
+    let acknowledged = log.acknowledged.len();
+    timeline.now(format!("{acknowledged} acknowledged rows looked for, {lost} lost"));
+    step.done_with(format!("writes stopped for {:.1}s, {lost} rows lost", failover.as_secs_f64()));
+
+    let step = steps.start("return");
+    let slot = first_leader.clone();
+    nodes.lab(move |lab| lab.start(&slot)).await?;
+    timeline.now(format!("{first_leader} is switched on again"));
+    let replicas = streaming(&nodes, &leader, definition.nodes.len() - 1, RETURNED_WITHIN).await?;
+    timeline.now(format!("{first_leader} is back as a replica"));
+    step.done_with(format!("{first_leader} is a replica again"));
+
+    let connect = login.psql_command(*survivors.first().context("no port is published")?, &ca);
+    let members = replicas.len() + 1;
+    drop(session);
+    let lab = Arc::into_inner(nodes.lab).context("the lab is still in use")?;
+    let told = Told {
+        ready,
+        members,
+        first_leader,
+        leader,
+        durability,
+        acknowledged,
+        lost,
+        failover,
+        connect,
+        timeline,
+        lab_name,
+    };
+    Ok((lab, told))
+}
+
+/// Waits for a leader behind HAProxy, for its replicas, and reads a row: the leader and its replicas.
+async fn ready(
+    nodes: &Nodes,
+    login: &Login,
+    timeline: &mut Timeline,
+    step: &Step<'_>,
+) -> anyhow::Result<(String, Vec<Replica>)> {
+    let ports = nodes.ports(None);
+    step.detail("waiting for a leader");
+    let deadline = Instant::now() + READY_WITHIN;
+    let (session, leader) = loop {
+        if let Ok(session) = connected(login, &ports).await
+            && let Ok(leader) = nodes.answering(&session).await
+        {
+            break (session, leader);
+        }
+        if Instant::now() > deadline {
+            return Err(stuck("no leader can be reached through HAProxy", READY_WITHIN, nodes).await);
+        }
+        sleep(LOOK).await;
+    };
+    timeline.now(format!("{leader} leads and is reached through HAProxy"));
+    step.detail("waiting for replicas");
+    let replicas = streaming(nodes, &leader, ports.len() - 1, READY_WITHIN).await?;
+    timeline.now("all replicas stream");
+    writer::create_table(&session).await?;
+    session.client.query("SELECT n FROM demo_rows", &[]).await.context("reading a row")?;
+    Ok((leader, replicas))
+}
+
+/// Waits until `count` replicas stream and, since the cluster is to lose nothing, one of them is waited for.
+async fn streaming(nodes: &Nodes, leader: &str, count: usize, limit: Duration) -> anyhow::Result<Vec<Replica>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let replicas = nodes.replicas(leader).await.unwrap_or_default();
+        let streaming: Vec<_> = replicas.into_iter().filter(|replica| replica.streaming).collect();
+        if streaming.len() >= count && streaming.iter().any(|replica| replica.synchronous) {
+            return Ok(streaming);
+        }
+        if Instant::now() > deadline {
+            let names: Vec<_> = streaming.iter().map(|replica| replica.slot.as_str()).collect();
+            let what = format!("not all replicas of {leader} stream synchronously, only: {}", names.join(", "));
+            return Err(stuck(&what, limit, nodes).await);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// A session through the first port that answers.
+async fn connected(login: &Login, ports: &[u16]) -> anyhow::Result<Session> {
+    let mut last = None;
+    for port in ports {
+        match login.connect(*port).await {
+            Ok(session) => return Ok(session),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("no port is published")))
+}
+
+/// Looks again and again until there is something.
+async fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match look() {
+            Some(found) => return Some(found),
+            None if Instant::now() > deadline => return None,
+            None => sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+/// When Patroni on `slot` took the leader's lock for the last time, by its own log.
+async fn promoted(nodes: &Nodes, slot: &str) -> Option<Instant> {
+    let argv = ["journalctl", "--unit=patroni", "--output=short-unix", "--no-pager", "--grep=promoted self to leader"];
+    let journal = nodes.exec(slot, &argv).await.ok()?;
+    let last = journal.lines().rev().find_map(|line| line.split(' ').next()?.parse::<f64>().ok())?;
+    let at = SystemTime::UNIX_EPOCH + Duration::try_from_secs_f64(last).ok()?;
+    Instant::now().checked_sub(at.elapsed().ok()?)
+}
+
+async fn stuck(what: &str, limit: Duration, nodes: &Nodes) -> anyhow::Error {
+    let state = nodes.state().await;
+    let what = format!("{what} within {} s; the nodes say:\n{state}", limit.as_secs());
+    Problem::new(what, "", "run it again with --keep and look at `pgkiln lab status`").into()
+}
