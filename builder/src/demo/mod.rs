@@ -8,7 +8,7 @@
 //! Nothing is simulated: the nodes boot the image that was baked a moment before, the writer is an ordinary role over
 //! `sslmode=verify-full`, and what dies is a node with everything that runs on it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -87,15 +87,16 @@ pub fn run(options: &Options, ui: &Ui) -> anyhow::Result<Outcome> {
     doctor::ensure(&[Purpose::Bake, Purpose::Lab], options.install, ui).context("checking this host")?;
     step.done();
 
-    let place = Place::create()?;
     let step = steps.start("bake");
-    let baked = bake::bake(&place.bake(&options.image), ui).context("baking the image")?;
+    let baked = bake::bake(&bake_options(&options.image, ui), ui).context("baking the image")?;
     if baked.relocked {
         ui.warn("the archive no longer has every locked package; newer ones were taken, for this run only");
     }
     step.done_with(format!("root image {}", size(baked.root_bytes)));
 
+    // Only now: an interrupted bake cleans up after itself, but would leave this directory.
     let step = steps.start("cluster");
+    let place = Place::create()?;
     let cluster = place.cluster()?;
     let slots: Vec<String> = cluster.definition.nodes.iter().map(|node| node.slot.clone()).collect();
     let seeds = cluster.write_seeds(&slots, SeedFormat::Directory, &place.seeds(), true)?;
@@ -137,6 +138,17 @@ pub fn run(options: &Options, ui: &Ui) -> anyhow::Result<Outcome> {
     }
     anyhow::ensure!(told.lost == 0, story::lost(&told));
     Ok(outcome)
+}
+
+fn bake_options(image: &Path, ui: &Ui) -> bake::Options {
+    bake::Options {
+        image: image.to_owned(),
+        tools: image.with_file_name("tools"),
+        out: ui.cache_dir().join("demo").join(image.file_name().unwrap_or_default()),
+        agent: None,
+        fresh: false,
+        relock: true,
+    }
 }
 
 /// Seconds with as many digits as were measured.

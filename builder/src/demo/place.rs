@@ -1,12 +1,11 @@
-//! The demo's directory: image, cluster, seeds, the nodes' data. Gone with the demo, or with the lab that is kept.
+//! The demo's directory: cluster, seeds, the nodes' data. Gone with the demo, or with the lab that is kept.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use firstboot::spec::Rto;
 use tempfile::TempDir;
 
-use crate::bake;
 use crate::cluster::{self, Cluster};
 use crate::lab;
 
@@ -32,17 +31,6 @@ impl Place {
 
     pub(super) fn lab_name(&self) -> &str {
         &self.lab_name
-    }
-
-    pub(super) fn bake(&self, image: &Path) -> bake::Options {
-        bake::Options {
-            image: image.to_owned(),
-            tools: image.with_file_name("tools"),
-            out: self.dir.path().join("image"),
-            agent: None,
-            fresh: false,
-            relock: true,
-        }
     }
 
     /// Three nodes on one network. All of it is one machine, so the preset for one LAN is the right one.
