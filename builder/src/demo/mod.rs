@@ -126,7 +126,11 @@ pub fn run(options: &Options, ui: &Ui) -> anyhow::Result<Outcome> {
         backup: None,
         connect: told.connect.clone(),
     };
-    ui.say(story::of(&outcome, &told));
+    match ui.json() {
+        // Standard output is for the object alone; the story is still worth a log.
+        true => ui.note(story::of(&outcome, &told)),
+        false => ui.say(story::of(&outcome, &told)),
+    }
     if options.keep {
         lab.detach()?;
         ui.say(story::look_around(&place.keep(), &told));
