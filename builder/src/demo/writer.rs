@@ -24,6 +24,8 @@ pub struct Log {
     pub acknowledged: Vec<i64>,
     /// When the last acknowledged write was sent, and when its answer came.
     pub last: Option<(Instant, Instant)>,
+    /// The longest time between two acknowledged writes.
+    pub longest_pause: Duration,
     /// When the connection in use was lost for the first time after it had worked.
     pub first_error: Option<(Instant, String)>,
 }
@@ -109,8 +111,12 @@ async fn write_until_error(session: &Session, next: &mut i64, log: &Mutex<Log>) 
             Err(late) => return late.into(),
         }
         let mut log = lock(log);
+        let now = Instant::now();
+        if let Some((_, before)) = log.last {
+            log.longest_pause = log.longest_pause.max(now - before);
+        }
         log.acknowledged.push(*next);
-        log.last = Some((sent, Instant::now()));
+        log.last = Some((sent, now));
         *next += 1;
     }
 }

@@ -149,6 +149,15 @@ impl Lab {
         self.enter(slot, argv)?.interactive()
     }
 
+    /// What [`Lab::exec`] would run, for a shell of this host: for callers that put a program of their own around it.
+    pub fn command_line<S: AsRef<str>>(
+        &self,
+        slot: &str,
+        argv: impl IntoIterator<Item = S>,
+    ) -> anyhow::Result<String> {
+        Ok(self.enter(slot, argv)?.command_line())
+    }
+
     /// Drops every frame from one node to another, and back unless `one_way`.
     pub fn partition(&self, from: &str, to: &str, one_way: bool) -> anyhow::Result<()> {
         self.tell(&Request::Partition { from: from.to_owned(), to: to.to_owned(), one_way })
