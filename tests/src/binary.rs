@@ -13,8 +13,13 @@ const FIRSTBOOT: Tool = Tool { name: "firstboot", package: "", minimum: None, wh
 
 /// The builder; `cargo test` alone does not build programs of other packages.
 pub fn pgkiln() -> Cmd {
+    Cmd::at(&PGKILN, pgkiln_path())
+}
+
+/// Where the builder is; built if need be.
+pub fn pgkiln_path() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    Cmd::at(&PGKILN, BUILT.get_or_init(|| build("pgkiln")))
+    BUILT.get_or_init(|| build("pgkiln")).clone()
 }
 
 /// The agent, as a program of this host.

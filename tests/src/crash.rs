@@ -22,6 +22,10 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pgkiln::tool::{Cmd, Tool};
 
+mod sweep;
+
+pub use sweep::{Outcome, Sweep};
+
 const SH: Tool = Tool { name: "sh", package: "dash", minimum: None, why: "starting a traced program" };
 
 /// One instant at which a crash could leave something half-made, before its effect.

@@ -3,7 +3,10 @@
 
 pub mod archive;
 pub mod archive_server;
+pub mod bench;
 pub mod binary;
+pub mod birth;
+pub mod cluster;
 pub mod crash;
 pub mod image;
 pub mod plot;

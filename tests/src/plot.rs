@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// One bar: the median, with the runs it is the median of.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize)]
 pub struct Bar {
     /// What was measured.
     pub label: String,

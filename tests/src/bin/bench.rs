@@ -1,0 +1,52 @@
+//! Benchmarks on this machine: table on standard output, JSON and charts in `target/bench`. Needs root and a baked image
+//! (`PGKILN_TEST_IMAGE`).
+
+use clap::{Parser, Subcommand};
+use pgkiln_tests::bench::{Formed, failovers, form, publish};
+use pgkiln_tests::plot::{Bar, median};
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// From the first node's start to a leader and two streaming replicas, beside a hand-written script
+    Form {
+        /// How often, each way
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
+    /// From cutting the leader's power to the next acknowledged write
+    Failover {
+        /// How often
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().what {
+        What::Form { runs } => {
+            let formed = (0..runs).map(|_| form()).collect::<anyhow::Result<Vec<Formed>>>()?;
+            let bar = |label: &str, value: fn(&Formed) -> f64| Bar {
+                label: label.to_owned(),
+                runs: formed.iter().map(value).collect(),
+            };
+            let (ours, baseline) = (bar("agent (TLS, SCRAM, etcd authentication)", |f| f.ours), bar("script", |f| f.baseline));
+            let ratio = median(&ours.runs) / median(&baseline.runs);
+            print!("{}", publish("form", "Forming a cluster of three nodes", "s", &[ours, baseline])?);
+            println!("ratio {ratio:.2}");
+            print!("{}", publish("agent-cpu", "Agent's CPU until then, worst node", "s", &[bar("agent", |f| f.agent_cpu)])?);
+            print!("{}", publish("agent-memory", "Agent's peak memory, worst node", "MiB", &[bar("agent", |f| f.agent_peak)])?);
+        }
+        What::Failover { runs } => {
+            let runs = failovers(runs)?;
+            let rows = [Bar { label: "leader's node killed, preset `norm`".to_owned(), runs }];
+            print!("{}", publish("failover", "Power cut to next acknowledged write", "s", &rows)?);
+        }
+    }
+    Ok(())
+}

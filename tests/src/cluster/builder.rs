@@ -1,0 +1,104 @@
+//! What a test wants its cluster to be.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use pgkiln::cluster::{self, Definition, SeedFormat};
+use pgkiln::lab::{Lab, NodeOptions, Options};
+
+use super::{PUBLISHED, TestCluster, definition, unique_name};
+
+/// The image under test.
+pub fn image() -> anyhow::Result<PathBuf> {
+    let name = crate::image::VARIABLE;
+    std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set: name a baked root image"))
+}
+
+/// Builder of a [`TestCluster`].
+pub struct Builder {
+    name: &'static str,
+    nodes: usize,
+    start: bool,
+    seeded: bool,
+    change: Box<dyn FnOnce(&mut Definition)>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self { name: "test", nodes: 3, start: true, seeded: true, change: Box::new(|_| {}) }
+    }
+}
+
+impl Builder {
+    /// What the lab is called, for whoever lists labs meanwhile.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// How many nodes, all of them voters.
+    #[must_use]
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// Leaves all nodes off.
+    #[must_use]
+    pub fn off(mut self) -> Self {
+        self.start = false;
+        self
+    }
+
+    /// Gives the nodes no seed: they boot, find no metadata and start nothing.
+    #[must_use]
+    pub fn without_seeds(mut self) -> Self {
+        self.seeded = false;
+        self
+    }
+
+    /// Changes the definition before the operator's directory is made.
+    #[must_use]
+    pub fn define(mut self, change: impl FnOnce(&mut Definition) + 'static) -> Self {
+        self.change = Box::new(change);
+        self
+    }
+
+    /// Makes the operator's directory and the seeds and starts the lab; returns when every node has its PID 1.
+    pub fn up(self) -> anyhow::Result<TestCluster> {
+        let image = image()?;
+        let dir = tempfile::Builder::new().prefix("pgkiln-test-").tempdir_in("/var/tmp")?;
+        let mut definition = definition(self.nodes)?;
+        (self.change)(&mut definition);
+        let cluster = cluster::create(&dir.path().join("cluster"), definition)?;
+        let state_dir = dir.path().join("lab");
+        let mut options = Options::new(unique_name(self.name), image, cluster.definition.subnet);
+        options.state_dir.clone_from(&state_dir);
+        options.program = Some(crate::binary::pgkiln_path());
+        fs_err::create_dir(dir.path().join("seeds"))?;
+        for node in &cluster.definition.nodes {
+            let seed = dir.path().join("seeds").join(&node.slot);
+            cluster.write_seed(&node.slot, SeedFormat::Directory, &seed, true)?;
+            let (slot, address, seed_dir) = (node.slot.clone(), node.address, self.seeded.then_some(seed));
+            options.nodes.push(NodeOptions { slot, address, seed_dir, start: self.start });
+            for port in PUBLISHED {
+                options = options.publish(&node.slot, port, None);
+            }
+        }
+        let slots = cluster.definition.nodes.iter().map(|node| node.slot.clone()).collect();
+        let started = Instant::now();
+        let mut dir = dir;
+        let mut lab = Lab::up(options).context("starting the lab")?;
+        // For whoever wants to look around afterwards: `pgkiln lab status`, `pgkiln lab down`.
+        if std::env::var_os("PGKILN_TEST_KEEP").is_some() {
+            let name = lab.name().to_owned();
+            eprintln!("kept: lab {name} in {}", dir.path().display());
+            dir.disable_cleanup(true);
+            lab.detach()?;
+            lab = Lab::attach(&name)?;
+        }
+        Ok(TestCluster { cluster, lab, slots, started, state_dir, dir })
+    }
+}
