@@ -122,9 +122,9 @@ pub fn plan(desired: &Desired, facts: &Facts, state: &State) -> Result<Plan, Vec
     let steps = actions.into_iter().map(|(id, lasts, summary, action)| {
         let digest = hex(&Sha256::digest(action.input()?));
         let due = match (state.steps.get(id), lasts) {
+            (_, Lasts::Run) => Due::Again,
             (None, _) => Due::New,
             (Some(record), _) if record.input_digest != digest => Due::Changed,
-            (Some(_), Lasts::Run) => Due::Again,
             (Some(record), Lasts::Boot) if record.boot_id != facts.boot_id => Due::Again,
             (Some(_), _) => Due::No,
         };

@@ -10,23 +10,16 @@ use crate::layout::Layout;
 use crate::problem::Problem;
 use crate::{render, stored, user_data};
 
-/// Where the metadata is.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(flatten)]
-    seed: check::Args,
-}
-
 /// Prints the object; exit 1 if it lists errors.
-pub(super) fn run(layout: &Layout, args: &Args, json: bool) -> ExitCode {
+pub(super) fn run(layout: &Layout, args: &check::Args, json: bool) -> ExitCode {
     let (value, good) = inspect(layout, args);
     let text = if json { serde_json::to_string(&value) } else { serde_json::to_string_pretty(&value) };
     println!("{}", text.unwrap_or_default());
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn inspect(layout: &Layout, args: &Args) -> (serde_json::Value, bool) {
-    let seed = match check::seed(layout, &args.seed) {
+fn inspect(layout: &Layout, args: &check::Args) -> (serde_json::Value, bool) {
+    let seed = match check::seed(layout, args) {
         Ok(seed) => seed,
         Err(problems) => return (serde_json::json!({"datasource": null, "errors": errors(&problems)}), false),
     };

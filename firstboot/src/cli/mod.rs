@@ -36,7 +36,7 @@ enum Command {
     /// Check metadata: all problems, each with line and remedy
     Check(check::Args),
     /// Show what the datasource says
-    Inspect(inspect::Args),
+    Inspect(check::Args),
     /// Say what this node is doing, what is wrong and what to do
     Status,
     /// Follow the status until interrupted
