@@ -52,6 +52,11 @@ impl Layout {
         self.lib().join("spec.json")
     }
 
+    /// The specification whose cluster-wide settings Patroni still has: only while a change waits to be handed over.
+    pub fn previous_spec(&self) -> PathBuf {
+        self.lib().join("previous-spec.json")
+    }
+
     /// The founding bundle as accepted at first boot (0600).
     pub fn secrets(&self) -> PathBuf {
         self.lib().join("secrets.json")

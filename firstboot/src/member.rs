@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::apply::Cluster;
 use crate::birth::{self, Agreement, Born, Desk, Record, Replacement, Stage, Voters};
+use crate::durable;
 use crate::etcd::{self, Accounts, Client, Credentials, Endpoint, LeaseId};
 use crate::facts::Facts;
 use crate::patroni::Patroni;
@@ -248,6 +249,14 @@ impl Member {
         self.etcd.clone().context("etcd is not connected yet")
     }
 
+    /// What Patroni must be told about a changed specification.
+    fn patch(&self) -> Result<Option<serde_json::Value>> {
+        match durable::read_json::<NodeSpec>(&self.host.layout.previous_spec())? {
+            Some(before) => render::patroni::patch(&before, &self.desired, &self.facts),
+            None => Ok(None),
+        }
+    }
+
     fn units(&self) -> Vec<String> {
         let services = self.desired.profile.services.iter();
         services.filter_map(|service| self.desired.image.unit(service).ok().map(str::to_owned)).collect()
@@ -325,6 +334,7 @@ impl Cluster for Member {
             patroni,
             haproxy: self.desired.profile.runs("haproxy"),
             units: self.units(),
+            patch: self.patch()?,
         };
         let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let keeper = self.keeper.take().context("the slot is not held")?;

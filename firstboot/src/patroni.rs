@@ -94,6 +94,17 @@ impl Patroni {
         serde_json::from_slice(&bytes).with_context(|| format!("Patroni: reading the answer of /{path}"))
     }
 
+    /// Changes cluster-wide settings: `null` removes one.
+    pub async fn patch_config(&self, patch: &serde_json::Value) -> Result<()> {
+        let request = self.http.patch(format!("{}/config", self.base));
+        let request = request.basic_auth("patroni", Some(self.password.expose())).json(patch);
+        let sent = request.send().await;
+        let response = sent.map_err(|e| anyhow::anyhow!("Patroni: {}", crate::etcd::plain(&e)))?;
+        let status = response.status();
+        anyhow::ensure!(status.is_success(), "Patroni refused to change its settings ({status})");
+        Ok(())
+    }
+
     /// Hands leadership from `leader` to whichever replica is best; returns what Patroni said once it is done.
     pub async fn switchover(&self, leader: &str, limit: Duration) -> Result<String> {
         let request = self

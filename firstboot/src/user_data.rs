@@ -5,6 +5,7 @@ use std::io::Read;
 
 use serde::{Deserialize, Serialize};
 
+use crate::datasource::Seed;
 use crate::problem::Problem;
 use crate::spec::reader::Reader;
 use crate::spec::tree::{self, Node};
@@ -93,6 +94,13 @@ pub fn decode(bytes: &[u8], place: &str) -> Result<String, Problem> {
         Ok(text) => Ok(text.to_owned()),
         Err(e) => Err(Problem::new(format!("not UTF-8 at byte {}", e.valid_up_to()), place, "save it as UTF-8")),
     }
+}
+
+/// The line of our section, for problems with what is not in it.
+pub fn section_line(seed: &Seed) -> u64 {
+    let root = decode(&seed.user_data, &seed.place).and_then(|text| tree::parse(&text, &seed.place));
+    let key = |root: &Node| root.entries().iter().find(|(key, _)| key.name == "pgkiln").map(|(key, _)| key.line);
+    root.ok().as_ref().and_then(key).unwrap_or(1)
 }
 
 fn header(text: &str, place: &str) -> Result<(), Problem> {

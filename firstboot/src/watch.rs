@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::net::TcpStream;
 
+use crate::durable;
 use crate::etcd::Client;
 use crate::layout::Layout;
 use crate::patroni::Patroni;
@@ -45,6 +46,8 @@ pub struct Watch {
     pub haproxy: bool,
     /// Units of the role.
     pub units: Vec<String>,
+    /// Cluster-wide settings that the specification changed and Patroni does not know yet.
+    pub patch: Option<serde_json::Value>,
 }
 
 /// What has been done already.
@@ -52,6 +55,7 @@ pub struct Watch {
 struct Done {
     system_id: bool,
     reconciled: bool,
+    patched: bool,
     /// Looks since this node was last good.
     doubtful: u32,
 }
@@ -115,6 +119,12 @@ impl Watch {
         if !done.system_id && health.etcd.is_none() {
             done.system_id = register::record_system_id(&self.client, self.keys, &self.cluster).await?;
         }
+        if let (Some(patroni), Some(Ok(local)), false) = (&self.patroni, &health.patroni, done.patched)
+            && (local.leads() || local.follows())
+        {
+            self.hand_over_settings(patroni).await?;
+            done.patched = true;
+        }
         let leads = matches!(&health.patroni, Some(Ok(local)) if local.leads());
         if !leads {
             // Whoever leads next does it once.
@@ -125,5 +135,14 @@ impl Watch {
             done.reconciled = true;
         }
         Ok(())
+    }
+
+    /// Once for each change, by the node that was told: settings an operator changes in Patroni later stay his.
+    async fn hand_over_settings(&self, patroni: &Patroni) -> Result<()> {
+        if let Some(patch) = &self.patch {
+            patroni.patch_config(patch).await?;
+            tracing::warn!("cluster-wide settings changed in Patroni: {patch}");
+        }
+        durable::remove(&self.layout.previous_spec())
     }
 }

@@ -30,7 +30,10 @@ pub fn firstboot() -> Cmd {
 
 fn build(name: &str) -> PathBuf {
     let target = target_dir();
-    let cargo = Cmd::new(&table::CARGO).args(["build", "--quiet", "--package", name, "--bin", name]);
+    // Together with this package: alone, a program needs fewer features of its dependencies, and cargo would build all of
+    // them a second time.
+    let packages = ["--package", "pgkiln-tests", "--package", name];
+    let cargo = Cmd::new(&table::CARGO).args(["build", "--quiet"]).args(packages).args(["--bin", name]);
     let built = cargo.arg("--target-dir").arg(&target).current_dir(workspace::root()).run();
     built.unwrap_or_else(|error| panic!("building {name}: {error:#}"));
     target.join("debug").join(name)

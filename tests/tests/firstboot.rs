@@ -100,21 +100,42 @@ fn wrong_input_names_line_and_remedy() {
         ("  durability:", "  durabilty:", &["user-data:13: unknown key `durabilty`", "did you mean `durability`?"]),
         ("role: node", "role: nod", &["user-data:8: unknown role `nod`", "did you mean `node`?"]),
         ("role: node", "role: proxy", &["role `proxy` is not"]),
-        ("    rewind: secret-rewind\n", "", &["missing secret: password `rewind`"]),
-        ("address: 10.0.0.11/24", "address: 10.9.0.11/24", &["user-data:10", "is outside the subnet"]),
+        ("      rewind: secret-rewind\n", "", &["user-data:27: missing secret: password `rewind`"]),
+        ("slot: pg-1", "slot: pg-9", &["user-data:7: slot `pg-9` is not among the seeds"]),
+        (
+            "pg-3: 10.0.0.13",
+            "pg-3: 10.0.0.12",
+            &["user-data:10: slots `pg-2` and `pg-3` have the same address 10.0.0.12"],
+        ),
+        (
+            "address: 10.0.0.11/24",
+            "address: 10.9.0.11/24",
+            &["user-data:9: address 10.9.0.11 differs", "user-data:10: seed `pg-2`", "is outside the subnet"],
+        ),
         ("pg-3: 10.0.0.13", "pg-2: 10.0.0.13", &["user-data:10: invalid YAML: duplicate mapping key"]),
         ("pg-3: 10.0.0.13", "pg-3: 10.0.0.13, pg-4: 10.0.0.14", &["user-data:10: four seeds", "1, 3 or 5"]),
         ("seeds: {", "seeds: {{", &["user-data:", "invalid YAML"]),
         ("#cloud-config", "#!/bin/sh", &["user-data:1: scripts are refused"]),
         ("pgkiln:", "pgkilm:", &["no `pgkiln:` section"]),
     ];
+    let root = Root::new();
+    let text = user_data();
     for (from, to, expected) in cases {
-        let root = Root::new();
-        let text = user_data();
         assert!(text.contains(from), "the seed has no `{from}`");
         root.seed(&text.replacen(from, to, 1));
         root.refused(expected);
     }
+}
+
+#[test]
+fn a_seed_without_any_secret_is_refused() {
+    let root = Root::new();
+    let text = user_data();
+    root.seed(text.split("  founding:").next().unwrap());
+    root.refused(&[
+        "user-data:4: missing secret: the specification has neither `founding` nor `join`",
+        "--embed-secrets",
+    ]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::layout::Layout;
 use crate::plan::{self, Desired};
 use crate::problem::Problem;
 use crate::profile::Profile;
-use crate::spec::{self, Secrets};
+use crate::spec::Secrets;
 use crate::state::State;
 use crate::stored::{self, Accepted};
 
@@ -52,13 +52,7 @@ fn specification(layout: &Layout, args: &Args) -> Result<(Accepted, Secrets), Ve
     }
     let seed = seed(layout, args)?;
     let (mut accepted, founding) = stored::read_seed(&seed)?;
-    if let Some(problem) = spec::missing_secrets(&accepted.spec, &seed.place) {
-        return Err(vec![problem]);
-    }
-    let founding = founding.ok_or_else(|| {
-        let remedy = "write the seed with `pgkiln cluster seed --embed-secrets`";
-        vec![Problem::new("joining with a token is not supported by this image yet", &seed.place, remedy)]
-    })?;
+    let founding = stored::require_secrets(&accepted.spec, founding, &seed)?;
     accepted.spec = accepted.spec.without_secrets();
     Ok((accepted, founding))
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{host, preset};
 use crate::facts::Facts;
 use crate::plan::Desired;
-use crate::spec::Durability;
+use crate::spec::{Durability, NodeSpec};
 
 const PKI: &str = "/run/pgkiln/pki/patroni";
 const PG_PKI: &str = "/run/pgkiln/pki/postgresql";
@@ -144,6 +144,28 @@ pub fn dynamic(desired: &Desired, facts: &Facts) -> Result<Value> {
         value["member_slots_ttl"] = json!("30min");
     }
     Ok(value)
+}
+
+/// What must change in Patroni's settings when the specification changes from `before`: for `PATCH /config`, where
+/// `null` removes. `None`: nothing. Settings that did not change in the specification are left to their operator.
+pub fn patch(before: &NodeSpec, desired: &Desired, facts: &Facts) -> Result<Option<Value>> {
+    let mut old = desired.clone();
+    old.accepted.spec.postgres = before.postgres.clone();
+    Ok(merge_patch(&dynamic(&old, facts)?, &dynamic(desired, facts)?))
+}
+
+fn merge_patch(before: &Value, after: &Value) -> Option<Value> {
+    match (before, after) {
+        _ if before == after => None,
+        (Value::Object(old), Value::Object(new)) => {
+            let removed = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.clone(), Value::Null));
+            let changed = new.iter().filter_map(|(key, value)| {
+                Some((key.clone(), merge_patch(old.get(key).unwrap_or(&Value::Null), value)?))
+            });
+            Some(Value::Object(removed.chain(changed).collect()))
+        }
+        _ => Some(after.clone()),
+    }
 }
 
 /// Parameters that only take effect cluster-wide (Patroni ignores them in the local file).

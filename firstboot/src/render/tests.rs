@@ -1,5 +1,7 @@
 //! Golden files of everything rendered for one node, and what must hold for all.
 
+use serde_json::json;
+
 use super::*;
 use crate::facts::Link;
 use crate::fixtures::{desired, facts};
@@ -27,14 +29,49 @@ fn reconcile_script() {
 }
 
 #[test]
-fn a_users_parameter_wins_and_the_agents_own_comes_last() {
+fn a_users_parameter_wins_here_and_in_the_cluster() {
     let mut desired = desired();
     let parameters = &mut desired.accepted.spec.postgres.parameters;
-    parameters.insert("shared_buffers".into(), "7GB".into());
+    parameters.insert("shared_buffers".into(), "64MB".into());
     parameters.insert("max_connections".into(), "321".into());
+    parameters.insert("shared_preload_libraries".into(), "auto_explain".into());
     let text = patroni::config(&desired, &facts()).unwrap();
-    assert!(text.contains("shared_buffers: 7GB") && text.contains("max_connections: \"321\""), "{text}");
-    assert!(text.contains("shared_preload_libraries: pg_stat_statements"), "{text}");
+    let config: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    let here = &config["postgresql"]["parameters"];
+    let cluster = &config["bootstrap"]["dcs"]["postgresql"]["parameters"];
+    let chosen = ["max_connections", "shared_buffers", "shared_preload_libraries", "ssl", "wal_level", "work_mem"];
+    let lines = chosen.map(|name| format!("{name}: {} / {}\n", here[name], cluster[name])).concat();
+    // Patroni ignores `max_connections` and `wal_level` in a node's own file: they stand in the cluster's settings only.
+    insta::assert_snapshot!(lines, @r#"
+    max_connections: null / "321"
+    shared_buffers: "64MB" / "64MB"
+    shared_preload_libraries: "auto_explain,pg_stat_statements" / "auto_explain"
+    ssl: "on" / null
+    wal_level: null / "logical"
+    work_mem: "32MB" / "32MB"
+    "#);
+}
+
+#[test]
+fn a_changed_specification_patches_what_it_changed() {
+    let before = desired();
+    let mut after = desired();
+    let postgres = &mut after.accepted.spec.postgres;
+    assert_eq!(patroni::patch(before.spec(), &before, &facts()).unwrap(), None);
+    postgres.parameters.remove("work_mem");
+    postgres.parameters.insert("max_connections".into(), "321".into());
+    postgres.durability = crate::spec::Durability::Available;
+    let patch = patroni::patch(before.spec(), &after, &facts()).unwrap().unwrap();
+    let parameters = json!({"max_connections": "321", "work_mem": null});
+    assert_eq!(
+        patch,
+        json!({
+            "synchronous_mode": null,
+            "synchronous_node_count": null,
+            "maximum_lag_on_syncnode": null,
+            "postgresql": {"parameters": parameters},
+        })
+    );
 }
 
 #[test]

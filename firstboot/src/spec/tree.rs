@@ -4,6 +4,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, Serializer};
 use serde_saphyr::Spanned;
 
 use crate::problem::Problem;
@@ -19,8 +20,8 @@ pub struct Node {
     pub column: u64,
 }
 
-/// A YAML value. Numbers keep the text YAML's core schema gives them.
-#[derive(Debug, Clone)]
+/// A YAML value. Numbers keep the text YAML's core schema gives them. Equality looks at values, not at positions.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// Nothing.
     Null,
@@ -105,6 +106,32 @@ impl Node {
         match &self.value {
             Value::Map(entries) => entries,
             _ => &[],
+        }
+    }
+}
+
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Serialize for Node {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.value {
+            Value::Null => serializer.serialize_unit(),
+            Value::Bool(value) => serializer.serialize_bool(*value),
+            Value::Int(value) => serializer.serialize_i64(*value),
+            Value::Float(value) => serializer.serialize_f64(*value),
+            Value::Text(text) => serializer.serialize_str(text),
+            Value::List(items) => serializer.collect_seq(items),
+            Value::Map(entries) => serializer.collect_map(entries.iter().map(|(key, value)| (&key.name, value))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Starting services.
+//! Starting services. Their drop-ins lift the start limit: an earlier attempt's failures need not be forgotten first.
 
 use anyhow::Result;
 
@@ -10,8 +10,6 @@ pub(super) async fn start(host: &Host, unit: &str) -> Result<()> {
     if !host.layout.is_live() {
         return Ok(());
     }
-    // Forget failures of an earlier attempt: the start limit would refuse this one.
-    let _ = tool::systemctl(&["reset-failed", unit]).run().await;
     tool::systemctl(&["start", unit]).run().await.map(drop).map_err(|error| {
         let remedy = format!("look at `journalctl -b -u {unit}`");
         Problem::new(format!("{unit} does not start: {error}"), unit, remedy).into()

@@ -51,7 +51,9 @@ fn main() -> anyhow::Result<()> {
         fs_err::remove_dir_all(&target)?;
     }
     println!("{:34} {:>8}  runs", "", "median");
-    for (name, seconds) in [("mmdebstrap, directory", &theirs), ("bake --fresh", &fresh), ("bake, changed agent", &again)] {
+    for (name, seconds) in
+        [("mmdebstrap, directory", &theirs), ("bake --fresh", &fresh), ("bake, changed agent", &again)]
+    {
         let all: Vec<String> = seconds.iter().map(|one| format!("{one:.1}")).collect();
         println!("{name:34} {:7.1}s  {}", median(seconds), all.join(" "));
     }

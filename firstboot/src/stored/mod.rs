@@ -2,6 +2,9 @@
 //! that is gone or broken later must not stop a database, and metadata that suddenly means another node must not
 //! change this one.
 
+mod change;
+mod wipe;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +56,7 @@ pub fn accept(
     };
     let stored: Option<Accepted> = durable::read_json(&layout.spec()).map_err(failed)?;
     match stored {
-        None => first_boot(layout, found, facts),
+        None => first_boot(layout, found, facts, board),
         Some(stored) => {
             check_machine(layout, facts)?;
             let accepted = later_boot(layout, found, stored, board)?;
@@ -81,36 +84,54 @@ pub fn read_seed(seed: &Seed) -> Result<(Accepted, Option<Secrets>), Vec<Problem
     Ok((accepted, founding))
 }
 
+/// On a first boot secrets must come with the seed.
+pub fn require_secrets(spec: &NodeSpec, founding: Option<Secrets>, seed: &Seed) -> Result<Secrets, Vec<Problem>> {
+    founding.ok_or_else(|| {
+        let line = user_data::section_line(seed);
+        let place = format!("{}:{line}", seed.place);
+        vec![spec::missing_secrets(spec, &place).unwrap_or_else(|| {
+            let remedy = "write the seed with `pgkiln cluster seed --embed-secrets`";
+            Problem::new("joining with a token is not supported by this image yet", place, remedy)
+        })]
+    })
+}
+
 fn first_boot(
     layout: &Layout,
     found: Result<Option<Seed>, Problem>,
     facts: &Facts,
+    board: &Board,
 ) -> Result<(Accepted, Secrets), Vec<Problem>> {
     let seed = found.map_err(|problem| vec![problem])?.ok_or_else(|| {
         let remedy = "attach a seed volume labelled `cidata`, or put one into /var/lib/cloud/seed/nocloud";
         vec![Problem::new("no metadata found", "datasources", remedy)]
     })?;
     let (mut accepted, founding) = read_seed(&seed)?;
-    if let Some(problem) = spec::missing_secrets(&accepted.spec, &seed.place) {
-        return Err(vec![problem]);
-    }
-    let founding = founding.ok_or_else(|| {
-        let remedy = "write the seed with `pgkiln cluster seed --embed-secrets`";
-        vec![Problem::new("joining with a token is not supported by this image yet", &seed.place, remedy)]
-    })?;
+    let founding = require_secrets(&accepted.spec, founding, &seed)?;
     accepted.spec = accepted.spec.without_secrets();
     let store = || -> Result<()> {
         durable::create_dir(&layout.lib(), 0o700)?;
         durable::write_json(&layout.secrets(), &founding, 0o600)?;
         durable::write_json(&layout.identity(), &Identity { machine: facts.machine.clone() }, 0o600)?;
         // Last: its presence is what makes the next boot a later one.
-        durable::write_json(&layout.spec(), &accepted, 0o600)?;
-        wipe(&seed)
+        durable::write_json(&layout.spec(), &accepted, 0o600)
     };
-    store().map_err(|e| {
-        vec![Problem::new(format!("{e:#}"), layout.lib().display().to_string(), "make room or check the disk")]
-    })?;
+    store().map_err(|error| unwritable(layout, &error))?;
+    wipe(&seed, board);
     Ok((accepted, founding))
+}
+
+fn unwritable(layout: &Layout, error: &anyhow::Error) -> Vec<Problem> {
+    vec![Problem::new(format!("{error:#}"), layout.lib().display().to_string(), "make room or check the disk")]
+}
+
+/// Secrets that stay in a seed do not stop a database, but everybody who looks is told.
+fn wipe(seed: &Seed, board: &Board) {
+    if let Err(error) = wipe::wipe(seed) {
+        let note = format!("the founding secrets are still in {}: {error:#}", seed.source);
+        tracing::warn!("{note}");
+        board.note(note);
+    }
 }
 
 fn later_boot(
@@ -143,146 +164,69 @@ fn later_boot(
             return Ok(stored);
         }
     };
-    if let Err(e) = wipe(&seed) {
-        tracing::warn!("secrets are still in {}: {e:#}", seed.source);
-    }
     fresh.spec = fresh.spec.without_secrets();
-    refuse_another_node(&stored.spec, &fresh.spec, &seed.place)?;
+    change::refuse_another_node(&stored.spec, &fresh.spec, &seed.place)?;
     if fresh.instance_id != stored.instance_id {
         tracing::info!("instance-id changed from {} to {}: no effect by itself", stored.instance_id, fresh.instance_id);
     }
-    let differences = differences(&stored, &fresh);
-    if differences.is_empty() {
-        return Ok(stored);
-    }
-    let mut merged = stored.clone();
-    for (path, before, after) in &differences {
-        let reloadable = RELOADABLE.iter().any(|key| path == key || path.starts_with(&format!("{key}.")));
-        let verb = if reloadable { "applied" } else { "NOT applied: needs a new node" };
-        tracing::warn!("metadata changed: {path}: {before} -> {after} ({verb})");
-        if !reloadable {
-            board.note(format!("changed in metadata but not applied: {path}"));
+    let changes = change::changes(&stored, &fresh);
+    for change in &changes {
+        tracing::warn!("metadata changed: {change}");
+        if change.effect().is_none() {
+            board.note(format!("changed in metadata but not applied: {}", change.path));
         }
     }
+    let mut merged = stored.clone();
     merged.spec.client_networks = fresh.spec.client_networks;
     merged.spec.postgres = fresh.spec.postgres;
     merged.config = fresh.config;
-    let store = || -> Result<()> {
-        if let Some(founding) = founding {
-            let mut secrets: Secrets = durable::read_json(&layout.secrets())?.context("secrets.json is gone")?;
-            secrets.roles.extend(founding.roles);
-            durable::write_json(&layout.secrets(), &secrets, 0o600)?;
-        }
-        durable::write_json(&layout.spec(), &merged, 0o600)
-    };
-    store().map_err(|e| vec![Problem::new(format!("{e:#}"), "/var/lib/pgkiln", "make room or check the disk")])?;
+    merged.ignored = fresh.ignored;
+    remember(layout, &stored, &merged, founding).map_err(|error| unwritable(layout, &error))?;
+    // After the passwords in it are kept, and only now that it is known to be this node's.
+    wipe(&seed, board);
     Ok(merged)
 }
 
-/// Keys that may change while the node lives.
-const RELOADABLE: [&str; 3] = ["spec.client_networks", "spec.postgres", "config"];
-
-fn refuse_another_node(stored: &NodeSpec, fresh: &NodeSpec, place: &str) -> Result<(), Vec<Problem>> {
-    let pairs = [
-        ("cluster", format!("{} {}", stored.cluster.name, stored.cluster.uuid), {
-            format!("{} {}", fresh.cluster.name, fresh.cluster.uuid)
-        }),
-        ("role", stored.role.name().to_owned(), fresh.role.name().to_owned()),
-        ("slot", stored.slot.clone(), fresh.slot.clone()),
-    ];
-    let changed = pairs.into_iter().filter(|(_, before, after)| before != after);
-    let problems: Vec<_> = changed
-        .map(|(key, before, after)| {
-            let what = format!("this disk belongs to {key} `{before}`, the metadata says `{after}`");
-            Problem::new(what, place, "attach this node's own seed, or give the new node an empty disk")
-        })
-        .collect();
-    if problems.is_empty() { Ok(()) } else { Err(problems) }
+/// Keeps what the seed changed. Until Patroni has the cluster-wide part, the specification it works with is kept, too.
+fn remember(layout: &Layout, stored: &Accepted, merged: &Accepted, founding: Option<Secrets>) -> Result<()> {
+    if let Some(founding) = founding {
+        let mut secrets: Secrets = durable::read_json(&layout.secrets())?.context("secrets.json is gone")?;
+        let before = secrets.roles.clone();
+        secrets.roles.extend(founding.roles);
+        if secrets.roles != before {
+            tracing::warn!("passwords of roles changed (set when this node leads)");
+            durable::write_json(&layout.secrets(), &secrets, 0o600)?;
+        }
+    }
+    if merged == stored {
+        return Ok(());
+    }
+    if merged.spec.postgres != stored.spec.postgres && !layout.previous_spec().exists() {
+        durable::write_json(&layout.previous_spec(), &stored.spec, 0o600)?;
+    }
+    durable::write_json(&layout.spec(), merged, 0o600)
 }
 
 /// The same disk in another machine may be a clone of a living node: start nothing.
 fn check_machine(layout: &Layout, facts: &Facts) -> Result<(), Vec<Problem>> {
-    let identity: Option<Identity> = durable::read_json(&layout.identity()).unwrap_or(None);
-    let Some(identity) = identity else { return Ok(()) };
+    let path = layout.identity();
+    let unreadable =
+        |e: anyhow::Error| vec![Problem::new(format!("{e:#}"), path.display().to_string(), "check the data disk")];
+    let identity: Option<Identity> = durable::read_json(&path).map_err(unreadable)?;
+    let Some(identity) = identity else {
+        // Removed by somebody who made sure: this is the machine from now on.
+        let identity = Identity { machine: facts.machine.clone() };
+        return durable::write_json(&path, &identity, 0o600).map_err(|error| unwritable(layout, &error));
+    };
     if identity.machine.is(&facts.machine) {
         return Ok(());
     }
     let what = "this disk belongs to another machine: it may be a clone of a node that is alive";
     let remedy = format!(
         "make sure the old machine is off for good, then remove {} and restart firstboot.service",
-        layout.identity().display()
+        path.display()
     );
-    Err(vec![Problem::new(what, layout.identity().display().to_string(), remedy)])
-}
-
-/// Dotted paths whose values differ.
-fn differences(a: &Accepted, b: &Accepted) -> Vec<(String, String, String)> {
-    let value = |accepted: &Accepted| {
-        let mut value = serde_json::to_value(accepted).unwrap_or_default();
-        if let Some(object) = value.as_object_mut() {
-            object.retain(|key, _| ["spec", "config", "network_config"].contains(&key.as_str()));
-        }
-        value
-    };
-    let mut found = Vec::new();
-    walk("", &value(a), &value(b), &mut found);
-    found
-}
-
-fn walk(path: &str, a: &serde_json::Value, b: &serde_json::Value, found: &mut Vec<(String, String, String)>) {
-    if a == b {
-        return;
-    }
-    let (Some(left), Some(right)) = (a.as_object(), b.as_object()) else {
-        found.push((path.to_owned(), a.to_string(), b.to_string()));
-        return;
-    };
-    let keys: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
-    for key in keys {
-        let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        let null = serde_json::Value::Null;
-        walk(&inner, left.get(key).unwrap_or(&null), right.get(key).unwrap_or(&null), found);
-    }
-}
-
-/// Removes the founding secrets from a seed we can write to.
-fn wipe(seed: &Seed) -> Result<()> {
-    let text = user_data::decode(&seed.user_data, &seed.place)?;
-    let Some(path) = &seed.wipeable else {
-        if text.lines().any(|line| line.trim_start().starts_with("founding:")) {
-            tracing::warn!("{} still carries the founding secrets: detach it", seed.source);
-        }
-        return Ok(());
-    };
-    let wiped = without_founding(&text);
-    if wiped == text {
-        return Ok(());
-    }
-    durable::write(path, wiped.as_bytes(), 0o600).context("wiping the founding secrets from the seed")?;
-    tracing::info!("founding secrets wiped from {}", path.display());
-    Ok(())
-}
-
-/// The document without the `founding:` block of its `pgkiln:` section: that line and everything indented deeper.
-fn without_founding(text: &str) -> String {
-    let indent = |line: &str| line.len() - line.trim_start().len();
-    let mut kept = String::new();
-    let mut skipping: Option<usize> = None;
-    for line in text.split_inclusive('\n') {
-        let blank = line.trim().is_empty();
-        if let Some(depth) = skipping {
-            if blank || indent(line) > depth {
-                continue;
-            }
-            skipping = None;
-        }
-        if line.trim_start().starts_with("founding:") {
-            skipping = Some(indent(line));
-            continue;
-        }
-        kept.push_str(line);
-    }
-    kept
+    Err(vec![Problem::new(what, path.display().to_string(), remedy)])
 }
 
 impl Accepted {
@@ -292,3 +236,6 @@ impl Accepted {
         format!("{directory}/{file}")
     }
 }
+
+#[cfg(test)]
+mod tests;
