@@ -163,7 +163,7 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
         steps.push(("ssh", Lasts::Boot, format!("{} keys for root", keys.len()), Action::Ssh { keys, unit }));
     }
     let names = "certificates for etcd, agent, patroni, postgresql, haproxy".to_owned();
-    steps.push(("pki", Lasts::Boot, names, Action::Pki { spec: spec.clone() }));
+    steps.push(("pki", Lasts::Boot, names, Action::Pki { spec: Box::new(spec.clone()) }));
     let files = config_files(desired, facts)?;
     let names: Vec<_> = files.iter().filter_map(|file| file.path.rsplit('/').next()).collect();
     steps.push(("config", Lasts::Boot, names.join(", "), Action::Files(files.clone())));

@@ -226,11 +226,11 @@ impl Board {
         });
     }
 
-    /// The agent stops for good.
-    pub fn failed(&self, problem: Problem) {
+    /// The agent stops: for good, which makes the boot bad, or until systemd starts it again.
+    pub fn failed(&self, problem: Problem, verdict: Verdict) {
         self.update(|s| {
             s.phase = Phase::Failed;
-            s.verdict = Verdict::Bad;
+            s.verdict = verdict;
             s.error = Some(problem);
         });
     }

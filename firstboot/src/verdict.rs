@@ -9,7 +9,7 @@ use crate::durable;
 use crate::layout::Layout;
 use crate::patroni::Local;
 use crate::problem::Problem;
-use crate::status::{Phase, Status, Verdict};
+use crate::status::{Status, Verdict};
 use crate::tool;
 
 /// A service restarted this often without success does not start here.
@@ -91,15 +91,12 @@ pub async fn wait(layout: &Layout) -> Result<(), Problem> {
     loop {
         match durable::read_json::<Status>(&layout.status()) {
             Ok(Some(Status { verdict: Verdict::Good, .. })) => return Ok(()),
-            Ok(Some(Status { verdict: Verdict::Bad, error, waiting_for, phase, .. })) => {
+            Ok(Some(Status { verdict: Verdict::Bad, error, waiting_for, .. })) => {
                 let unknown = || {
                     let what = waiting_for.unwrap_or_else(|| "this node cannot do its role's work".to_owned());
                     Problem::new(what, "firstboot status", "see `journalctl -b -u firstboot`")
                 };
-                // A failed attempt that systemd repeats is not the last word.
-                if phase != Phase::Failed || error.is_some() {
-                    return Err(error.unwrap_or_else(unknown));
-                }
+                return Err(error.unwrap_or_else(unknown));
             }
             // Not written yet, or being replaced.
             Ok(_) | Err(_) => {}

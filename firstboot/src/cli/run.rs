@@ -6,7 +6,7 @@ use super::Outcome;
 use crate::layout::Layout;
 use crate::problem::Problem;
 use crate::run::Ended;
-use crate::status::Board;
+use crate::status::{Board, Verdict};
 use crate::step::Host;
 
 /// Exit status of failures that another attempt may cure; firstboot.service restarts on it.
@@ -24,7 +24,7 @@ pub(super) fn run(layout: Layout) -> Outcome {
         Err(Ended::Failed(problems)) => (problems, true),
     };
     if let Some(first) = problems.first() {
-        board.failed(first.clone());
+        board.failed(first.clone(), if temporary { Verdict::Undecided } else { Verdict::Bad });
         crate::notify::notify(&format!("STATUS={}", first.what));
     }
     if temporary {

@@ -69,7 +69,7 @@ pub enum Action {
     /// Makes keys and certificates and hands each service its own.
     Pki {
         /// Names and addresses that go into certificates.
-        spec: NodeSpec,
+        spec: Box<NodeSpec>,
     },
     /// Writes files.
     Files(Vec<File>),

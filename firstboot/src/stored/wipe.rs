@@ -99,9 +99,9 @@ mod tests {
         let bundle = "{schema: 1, passwords: {superuser: \"secret-superuser\"}}";
         for document in [
             format!("#cloud-config\npgkiln: {{slot: pg-1, founding: {bundle}, role: node}}\n"),
-            format!(
-                "#cloud-config\npgkiln:\n  slot: pg-1\n  role: node\n  founding: {{schema: 1,\n  passwords: {{superuser: secret-superuser}}}}\n"
-            ),
+            "#cloud-config\npgkiln:\n  slot: pg-1\n  role: node\n  founding: {schema: 1,\n  passwords: {superuser: \
+             secret-superuser}}\n"
+                .to_owned(),
             format!(
                 "#cloud-config\n{{\"pgkiln\": {{\"slot\": \"pg-1\", \"role\": \"node\", \"founding\":\n{bundle}}}}}\n"
             ),
