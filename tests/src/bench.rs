@@ -90,7 +90,8 @@ fn agent_cost(cluster: &TestCluster, slot: &str) -> anyhow::Result<(f64, f64)> {
     let stat = cluster.output(slot, &["cat", &format!("/proc/{pid}/stat")])?;
     // After the name in parentheses: user, system, and the same of ended children, in ticks.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields.get(11..15).context("fields of stat")?.iter().filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        fields.get(11..15).context("fields of stat")?.iter().filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     let status = cluster.output(slot, &["cat", &format!("/proc/{pid}/status")])?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
     let kibibytes: f64 = peak.trim().trim_end_matches(" kB").parse()?;

@@ -117,7 +117,10 @@ mod tests {
     fn cuts_meet_every_stage_of_the_agreement() {
         let cases: Vec<_> = (1..=50).map(Circumstances::of_seed).collect();
         let before = cases.iter().filter(|c| c.cut < *c.starts.iter().min().unwrap()).count();
-        let during = cases.iter().filter(|c| (c.starts.iter().min().unwrap()..c.starts.iter().max().unwrap()).contains(&&c.cut)).count();
+        let during = cases
+            .iter()
+            .filter(|c| (c.starts.iter().min().unwrap()..c.starts.iter().max().unwrap()).contains(&&c.cut))
+            .count();
         assert!(before >= 5 && during >= 10 && before + during < 50, "{before} before, {during} during");
     }
 }

@@ -81,7 +81,8 @@ pub fn start(argv: &[impl AsRef<OsStr>], program: &str, kill_at: Option<usize>) 
         ptrace::seize(pid, options).context("attaching to the program")?;
         kill(pid, Signal::SIGCONT)?;
         shared.store(pid.as_raw(), Ordering::SeqCst);
-        Tracer { program, kill_at, counting: false, tracees: BTreeSet::from([pid]), events: Vec::new() }.follow()
+        Tracer { root: pid, program, kill_at, counting: false, tracees: BTreeSet::from([pid]), events: Vec::new() }
+            .follow()
     });
     Traced { root, tracer }
 }
@@ -108,6 +109,7 @@ impl Traced {
 }
 
 struct Tracer {
+    root: Pid,
     program: String,
     kill_at: Option<usize>,
     counting: bool,
@@ -129,6 +131,10 @@ impl Tracer {
             let (pid, signal) = match status {
                 WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _) => {
                     self.tracees.remove(&pid);
+                    if pid == self.root {
+                        // Stopped from outside, or its work is done: what it left behind goes, too.
+                        self.kill_all();
+                    }
                     continue;
                 }
                 WaitStatus::PtraceSyscall(pid) => {

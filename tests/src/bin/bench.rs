@@ -35,12 +35,19 @@ fn main() -> anyhow::Result<()> {
                 label: label.to_owned(),
                 runs: formed.iter().map(value).collect(),
             };
-            let (ours, baseline) = (bar("agent (TLS, SCRAM, etcd authentication)", |f| f.ours), bar("script", |f| f.baseline));
+            let (ours, baseline) =
+                (bar("agent (TLS, SCRAM, etcd authentication)", |f| f.ours), bar("script", |f| f.baseline));
             let ratio = median(&ours.runs) / median(&baseline.runs);
             print!("{}", publish("form", "Forming a cluster of three nodes", "s", &[ours, baseline])?);
             println!("ratio {ratio:.2}");
-            print!("{}", publish("agent-cpu", "Agent's CPU until then, worst node", "s", &[bar("agent", |f| f.agent_cpu)])?);
-            print!("{}", publish("agent-memory", "Agent's peak memory, worst node", "MiB", &[bar("agent", |f| f.agent_peak)])?);
+            print!(
+                "{}",
+                publish("agent-cpu", "Agent's CPU until then, worst node", "s", &[bar("agent", |f| f.agent_cpu)])?
+            );
+            print!(
+                "{}",
+                publish("agent-memory", "Agent's peak memory, worst node", "MiB", &[bar("agent", |f| f.agent_peak)])?
+            );
         }
         What::Failover { runs } => {
             let runs = failovers(runs)?;

@@ -75,7 +75,12 @@ impl Ledger {
         }
         let done: Vec<f64> = wanted.iter().filter_map(|number| self.runs.get(number)?.as_ref().ok().copied()).collect();
         let longest = done.iter().copied().fold(0.0, f64::max);
-        println!("{} of {} succeeded, the slowest in {longest:.1}s ({})", done.len(), wanted.len(), self.path.display());
+        println!(
+            "{} of {} succeeded, the slowest in {longest:.1}s ({})",
+            done.len(),
+            wanted.len(),
+            self.path.display()
+        );
         if done.len() < wanted.len() {
             bail!("{} failed", wanted.len() - done.len());
         }

@@ -29,7 +29,12 @@ impl TestCluster {
     }
 
     /// Runs `work` in a session of the application through `port` (5000: leader, 5001: replicas) of `slot`'s HAProxy.
-    pub fn session<T>(&self, slot: &str, port: u16, work: impl AsyncFnOnce(&Session) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    pub fn session<T>(
+        &self,
+        slot: &str,
+        port: u16,
+        work: impl AsyncFnOnce(&Session) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         let (login, port) = (self.login()?, self.port(slot, port)?);
         block_on(async {
             let session = login.connect(port).await?;
@@ -90,7 +95,8 @@ impl Background {
 
     /// Seconds from `moment` to the first write that was sent and acknowledged after it.
     pub fn wait_write_after(&self, moment: Instant, limit: Duration) -> anyhow::Result<f64> {
-        let answered = self.wait(limit, || self.writer.acknowledged_after(moment)).context("no write was acknowledged")?;
+        let answered =
+            self.wait(limit, || self.writer.acknowledged_after(moment)).context("no write was acknowledged")?;
         Ok(answered.duration_since(moment).as_secs_f64())
     }
 

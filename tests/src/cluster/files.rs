@@ -31,7 +31,9 @@ impl Digests {
     /// Only the files for which `keep` holds.
     #[must_use]
     pub fn only(&self, keep: impl Fn(&str) -> bool) -> Self {
-        Self(self.0.iter().filter(|(path, _)| keep(path)).map(|(path, digest)| (path.clone(), digest.clone())).collect())
+        Self(
+            self.0.iter().filter(|(path, _)| keep(path)).map(|(path, digest)| (path.clone(), digest.clone())).collect(),
+        )
     }
 }
 

@@ -57,6 +57,11 @@ impl TestCluster {
         self.output(slot, &["psql", "-XAtqc", sql])
     }
 
+    /// The same in another database than `postgres`.
+    pub fn psql_in(&self, slot: &str, database: &str, sql: &str) -> anyhow::Result<String> {
+        self.output(slot, &["psql", "-XAtq", "-d", database, "-c", sql])
+    }
+
     /// Patroni's view, asked on `slot`.
     pub fn patroni_members(&self, slot: &str) -> anyhow::Result<Vec<PatroniMember>> {
         let text = self.output(slot, &["patronictl", "list", "-f", "json"])?;

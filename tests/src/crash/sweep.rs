@@ -48,7 +48,7 @@ impl Sweep {
         Ok(Self { nodes, events, files })
     }
 
-    /// `count` events spread evenly over the run, each system call among them, numbered from 1.
+    /// `count` events spread evenly over the run, numbered from 1.
     pub fn sample(&self, count: usize) -> Vec<usize> {
         let total = self.events.len();
         (0..count).map(|n| 1 + n * (total - 1) / (count.max(2) - 1)).collect()
@@ -66,9 +66,9 @@ impl Sweep {
         let trace = traced.stop()?;
         let killed_at = trace.killed.then(|| trace.events.last().cloned()).flatten();
         let at = killed_at.as_ref().map_or("the end".to_owned(), ToString::to_string);
-        self.check_second_run(&cluster, slot, number).with_context(|| format!("killed at event {number}, {at}")).map(
-            |seconds| Outcome { killed_at, seconds },
-        )
+        self.check_second_run(&cluster, slot, number)
+            .with_context(|| format!("killed at event {number}, {at}"))
+            .map(|seconds| Outcome { killed_at, seconds })
     }
 
     fn check_second_run(&self, cluster: &TestCluster, slot: &str, number: usize) -> anyhow::Result<f64> {
@@ -133,13 +133,15 @@ fn first_run(cluster: &TestCluster) -> anyhow::Result<Vec<String>> {
     // As firstboot.service sets it.
     let run = ["sh", "-c", "umask 077; exec /usr/bin/firstboot run"];
     let line = cluster.lab.command_line(&cluster.slots[0], run)?;
-    Ok(["sh", "-c", &format!("exec {line}")].map(str::to_owned).to_vec())
+    // The environment is the service's, too: nothing of this host's search path.
+    let clean = "env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin LANG=C.UTF-8";
+    Ok(["sh", "-c", &format!("exec {clean} {line}")].map(str::to_owned).to_vec())
 }
 
 /// Written once: a second writing would be another key, another identity or a lost secret.
 fn must_stay(path: &str, power_cut: bool) -> bool {
     // A birth record grows by stages; a temporary file is a leftover of the crash. etcd is told `new` once.
-    let moving = path.contains("/birth/") || path.contains(".tmp") || path.ends_with("/etcd.env");
+    let moving = path.contains("/birth/") || path.ends_with(".new") || path.ends_with("/etcd.env");
     !moving && (path.starts_with("/var/") || !power_cut)
 }
 

@@ -54,7 +54,11 @@ pub(crate) fn etcd_users(cluster: &TestCluster) -> anyhow::Result<()> {
         // Least privilege.
         (Some(("proxy", password("proxy"))), "put /service/orders/leader pg-9", "permission denied"),
         (Some(("patroni", password("patroni"))), "put /pgkiln/x y", "permission denied"),
-        (Some(("patroni", password("patroni"))), "member add pg-9 --peer-urls=https://10.91.0.19:2380", "permission denied"),
+        (
+            Some(("patroni", password("patroni"))),
+            "member add pg-9 --peer-urls=https://10.91.0.19:2380",
+            "permission denied",
+        ),
         (Some(("patroni", password("patroni"))), "auth disable", "permission denied"),
     ];
     for (user, command, expected) in cases {
@@ -122,7 +126,8 @@ pub(crate) fn listening(cluster: &TestCluster) -> anyhow::Result<()> {
                 if fields.get(3) != Some(&listens) {
                     continue;
                 }
-                let loopback = (address.len() == 8 && address.ends_with("7F")) || address == "00000000000000000000000001000000";
+                let loopback =
+                    (address.len() == 8 && address.ends_with("7F")) || address == "00000000000000000000000001000000";
                 let allowed = match (file.starts_with("tcp"), loopback) {
                     (true, true) => NETWORK.contains(&port.as_str()) || LOOPBACK.contains(&port.as_str()),
                     (true, false) => NETWORK.contains(&port.as_str()),

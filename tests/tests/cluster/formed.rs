@@ -53,7 +53,7 @@ pub(crate) fn specification(cluster: &TestCluster) -> anyhow::Result<()> {
     }
     let leader = cluster.leader()?;
     let extension = "SELECT count(*) FROM pg_extension WHERE extname = 'pg_stat_statements'";
-    let found = cluster.output(&leader, &["psql", "-XAtq", "-d", "orders", "-c", extension])?;
+    let found = cluster.psql_in(&leader, "orders", extension)?;
     ensure!(found == "1", "pg_stat_statements is not in `orders`");
     Ok(())
 }

@@ -56,7 +56,8 @@ fn three_nodes_from_birth_to_the_loss_of_etcd() {
         ("a changed instance-id alone changes nothing", changes::instance_id),
         ("a missing seed: the stored specification, loudly", changes::seed_removed),
         ("another cluster, role or slot is refused", changes::refused),
-        ("a lost disk is no reason for a second cluster", losses::whole_var),
+        ("a node without etcd's data rejoins", losses::etcd_on_one),
+        ("a node with an empty disk rejoins", losses::whole_var),
         ("a disk without etcd's data founds nothing, everywhere", losses::etcd_everywhere),
         ("PostgreSQL's data without anything else founds nothing", losses::only_postgres_left),
     ]);

@@ -72,7 +72,10 @@ pub(crate) fn power_loss(cluster: &TestCluster) -> anyhow::Result<()> {
     let gone = Instant::now();
     writer.wait_write_after(gone, BACK).with_context(|| cluster.report())?;
     let (seconds, log) = (killed.elapsed().as_secs_f64(), writer.stop());
-    eprintln!("       next acknowledged write {seconds:.1}s after the power cut, {} rows before", log.acknowledged.len());
+    eprintln!(
+        "       next acknowledged write {seconds:.1}s after the power cut, {} rows before",
+        log.acknowledged.len()
+    );
     ensure!(cluster.lost(&others[0], &log)? == 0, "acknowledged rows are lost");
     ensure!(cluster.leader_seen_by(&others[0])? != leader, "{leader} leads although it is off");
     cluster.lab.start(&leader)?;
