@@ -39,11 +39,14 @@ fn build(name: &str) -> PathBuf {
     target.join("debug").join(name)
 }
 
-/// Where this test itself was built (`target/debug/deps/<test>`).
+/// Where this test or program itself was built (`target/debug/deps/<test>`, `target/debug/<program>`).
 fn target_dir() -> PathBuf {
     let own = std::env::current_exe().ok();
-    let target = own.as_deref().and_then(|path| path.ancestors().nth(3)).map(Path::to_owned);
-    target.unwrap_or_else(|| workspace::root().join("target"))
+    let profile = own.as_deref().and_then(Path::parent).map(|dir| match dir.ends_with("deps") {
+        true => dir.parent().unwrap_or(dir),
+        false => dir,
+    });
+    profile.and_then(Path::parent).map_or_else(|| workspace::root().join("target"), Path::to_owned)
 }
 
 /// What a finished program said, as text.
