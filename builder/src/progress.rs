@@ -29,6 +29,8 @@ pub struct Ui {
     json: bool,
     cache_dir: PathBuf,
     bars: MultiProgress,
+    /// Steps in progress: one begun inside another is shown indented.
+    depth: AtomicUsize,
 }
 
 impl Ui {
@@ -45,7 +47,7 @@ impl Ui {
 
     fn with_mode(mode: Mode, json: bool, cache_dir: PathBuf) -> Self {
         let target = if mode == Mode::Bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self { mode, json, cache_dir, bars: MultiProgress::with_draw_target(target) }
+        Self { mode, json, cache_dir, bars: MultiProgress::with_draw_target(target), depth: AtomicUsize::new(0) }
     }
 
     /// Whether the result is one JSON object on standard output.
@@ -129,7 +131,8 @@ pub struct Step<'ui> {
 
 impl<'ui> Step<'ui> {
     fn start(ui: &'ui Ui, number: String, name: String) -> Self {
-        let label = number + &name;
+        let depth = ui.depth.fetch_add(1, Ordering::Relaxed);
+        let label = "    ".repeat(depth) + &number + &name;
         let bar = ui.bars.add(ProgressBar::new_spinner());
         bar.set_style(style("{spinner} {prefix} … {elapsed} {wide_msg}"));
         bar.set_prefix(label.clone());
@@ -213,6 +216,7 @@ impl<'ui> Step<'ui> {
 
 impl Drop for Step<'_> {
     fn drop(&mut self) {
+        self.ui.depth.fetch_sub(1, Ordering::Relaxed);
         if !self.finished {
             self.bar.finish_and_clear();
             self.ui.note(format!("{} … failed after {}", self.label, seconds(self.elapsed())));
@@ -268,6 +272,7 @@ mod tests {
             }
         });
         assert_eq!(step.position.load(Ordering::Relaxed), 100);
+        assert_eq!(ui.step("one file").label, "    one file");
         step.done();
         assert_eq!(steps.start("unpack").label, "[2/2] unpack");
     }
