@@ -21,8 +21,11 @@ pub fn baked() -> Option<PathBuf> {
     image
 }
 
-/// Bakes `debian-13`; everything that did not change comes from the cache.
-pub fn bake(ui: &Ui) -> anyhow::Result<PathBuf> {
+/// Names the image's own etcd to the tests that talk to a real one.
+pub const ETCD_VARIABLE: &str = "PGKILN_TEST_ETCD";
+
+/// Bakes `debian-13`; everything that did not change comes from the cache. The root image and the tree it was made from.
+pub fn bake(ui: &Ui) -> anyhow::Result<(PathBuf, PathBuf)> {
     let options = bake::Options {
         image: workspace::image("debian-13"),
         tools: workspace::image("tools"),
@@ -35,5 +38,6 @@ pub fn bake(ui: &Ui) -> anyhow::Result<PathBuf> {
     if baked.relocked {
         ui.warn("the archive no longer has every locked package; newer ones were taken, for this run only");
     }
-    fs_err::canonicalize(&baked.root).context("looking for the baked image")
+    let root = fs_err::canonicalize(&baked.root).context("looking for the baked image")?;
+    Ok((root, baked.tree))
 }
