@@ -150,11 +150,7 @@ impl Lab {
     }
 
     /// What [`Lab::exec`] would run, for a shell of this host: for callers that put a program of their own around it.
-    pub fn command_line<S: AsRef<str>>(
-        &self,
-        slot: &str,
-        argv: impl IntoIterator<Item = S>,
-    ) -> anyhow::Result<String> {
+    pub fn command_line<S: AsRef<str>>(&self, slot: &str, argv: impl IntoIterator<Item = S>) -> anyhow::Result<String> {
         Ok(self.enter(slot, argv)?.command_line())
     }
 
