@@ -152,6 +152,9 @@ mod tests {
             "d /var/lib 0755 root root -",
             "d /var/lib/app 2750 root root -",
             "C /var/lib/app/data 0644 root root - /usr/share/factory/var/lib/app/data",
+            // Packages ship the directories; only what was put into them goes.
+            "d /var/lib/ucf 0755 root root -",
+            "d /var/lib/ucf/cache 0755 root root -",
             "d /var/log 0755 root root -",
             "d /var/log/app 0755 root root -",
             "L /var/run - - - - /run",
