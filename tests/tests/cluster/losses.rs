@@ -12,18 +12,14 @@ const BACK: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(5);
 
 pub(crate) fn etcd_on_one(cluster: &TestCluster) -> anyhow::Result<()> {
-    let slot = &cluster.slots[1];
-    cluster.lab.kill(slot)?;
-    comes_back_without(cluster, slot, "lib/etcd")
+    comes_back_without(cluster, &cluster.slots[1], "lib/etcd")
 }
 
 pub(crate) fn whole_var(cluster: &TestCluster) -> anyhow::Result<()> {
-    let slot = &cluster.slots[2];
-    cluster.lab.kill(slot)?;
-    comes_back_without(cluster, slot, "")
+    comes_back_without(cluster, &cluster.slots[2], "")
 }
 
-/// A node that is off loses `what` below `/var` and is started: it must become a member of the cluster that runs, in
+/// A node loses its power and `what` below `/var`, and is started: it must become a member of the cluster that runs, in
 /// place of the one it was, while the others go on.
 fn comes_back_without(cluster: &TestCluster, slot: &str, what: &str) -> anyhow::Result<()> {
     let other = &cluster.slots[0];
@@ -32,6 +28,7 @@ fn comes_back_without(cluster: &TestCluster, slot: &str, what: &str) -> anyhow::
     let system = cluster.system_identifier(other)?;
     let rows = "SELECT count(*)::text FROM demo_rows";
     let written = cluster.ask(other, 5000, rows)?;
+    cluster.lab.kill(slot)?;
     fs_err::rename(cluster.var(slot).join(what), cluster.dir().join(name))?;
     if what.is_empty() {
         fs_err::create_dir(cluster.var(slot))?;
