@@ -20,3 +20,15 @@ lint:
 # Accept changed golden files after reading the difference.
 bless:
     INSTA_UPDATE=always cargo test --workspace --lib --bins
+
+# Tries to break clusters again and again: `just torture birth --count 50`, `just torture crash`. Root, PGKILN_TEST_IMAGE.
+torture what *args:
+    cargo run -p pgkiln-tests --bin torture -- {{what}} {{args}}
+
+# Our bake beside mmdebstrap on the same packages, medians of N interleaved runs. Root.
+bench-bake runs="3":
+    cargo run --release -p pgkiln-tests --bin bench-bake -- {{runs}}
+
+# Real clusters: `just bench form` (beside a hand-written script), `just bench failover`. Root, PGKILN_TEST_IMAGE.
+bench what *args:
+    cargo run --release -p pgkiln-tests --bin bench -- {{what}} {{args}}

@@ -1,6 +1,8 @@
 //! `pgkiln` with wrong input, from outside: the message says what, where and what to do; the exit code tells refusal (1)
 //! from misuse (2); nothing is changed.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

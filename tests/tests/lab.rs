@@ -1,5 +1,7 @@
 //! The lab with real nodes. Needs root and a baked image (`PGKILN_TEST_IMAGE`); `cargo selftest` provides both.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::TcpStream;

@@ -54,7 +54,7 @@ impl Partitions {
 fn ruleset(cut: &BTreeSet<(usize, usize)>, ports: &[String]) -> String {
     let mut rules = String::new();
     for (from, to) in cut {
-        let _ = write!(rules, "    iifname \"{}\" oifname \"{}\" drop\n", ports[*from], ports[*to]);
+        let _ = writeln!(rules, "    iifname \"{}\" oifname \"{}\" drop", ports[*from], ports[*to]);
     }
     format!(
         "table bridge pgkiln\ndelete table bridge pgkiln\ntable bridge pgkiln {{\n  chain forward {{\n    \

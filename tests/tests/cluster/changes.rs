@@ -44,7 +44,8 @@ pub(crate) fn refused(cluster: &TestCluster) -> anyhow::Result<()> {
     let slot = &cluster.slots[2];
     let uuid = cluster.cluster.definition.uuid.to_string();
     let other_uuid = uuid::Uuid::new_v4().to_string();
-    let cases: [(&str, Box<dyn Fn(String) -> String>); 3] = [
+    type Change = Box<dyn Fn(String) -> String>;
+    let cases: [(&str, Change); 3] = [
         ("cluster", Box::new(move |text| text.replace(&uuid, &other_uuid))),
         ("slot", Box::new(|text| text.replace("slot: pg-3", "slot: pg-2").replace("10.91.0.13/24", "10.91.0.12/24"))),
         ("role", Box::new(|text| text.replace("role: node", "role: etcd"))),
