@@ -108,7 +108,21 @@ pub fn run(options: &Options, ui: &Ui) -> anyhow::Result<Outcome> {
         lab = lab.node(&node.slot, node.address, Some(seed)).publish(&node.slot, READ_WRITE, None);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting")?;
-    let (lab, told) = runtime.block_on(scenario::run(lab, &cluster, &steps))?;
+    let (lab, told) = match runtime.block_on(scenario::run(lab, &cluster, &steps)) {
+        Ok(done) => done,
+        Err(failed) => {
+            if let Some(lab) = failed.lab.filter(|_| options.keep) {
+                lab.detach()?;
+                let name = place.lab_name().to_owned();
+                let files = place.keep();
+                ui.warn(format!(
+                    "the lab is kept as it is: `pgkiln lab status {name}`, its files are in {}",
+                    files.display()
+                ));
+            }
+            return Err(failed.error);
+        }
+    };
 
     let outcome = Outcome {
         image: options.image.file_name().unwrap_or_default().to_string_lossy().into_owned(),

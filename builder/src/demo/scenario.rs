@@ -11,7 +11,7 @@ use super::client::{Login, Session};
 use super::nodes::{Nodes, Replica};
 use super::timeline::Timeline;
 use super::writer::{self, Writer};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Definition};
 use crate::lab::{self, Lab};
 use crate::problem::Problem;
 use crate::progress::{Step, Steps};
@@ -43,31 +43,65 @@ pub(super) struct Told {
     pub(super) lab_name: String,
 }
 
+/// A scenario that did not end well, and the lab it ended in: still up, unless it never was or the user stopped it.
+pub(super) struct Failed {
+    pub(super) error: anyhow::Error,
+    pub(super) lab: Option<Lab>,
+}
+
 /// Runs the scenario; Ctrl-C ends it, and with it the lab.
-pub(super) async fn run(lab: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> anyhow::Result<(Lab, Told)> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let interrupted = || Problem::new("interrupted; the lab and its data are gone", "", "").into();
-    tokio::select! {
-        told = act(lab, cluster, steps) => told,
-        _ = interrupt.recv() => Err(interrupted()),
-        _ = terminate.recv() => Err(interrupted()),
+pub(super) async fn run(lab: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> Result<(Lab, Told), Failed> {
+    let name = lab.name.clone();
+    let step = steps.start("boot");
+    let mut timeline = Timeline::starting_now();
+    let up = up(lab, &cluster.definition, &mut timeline).await;
+    let nodes = up.map_err(|error| Failed { error, lab: None })?;
+    let told = tokio::select! {
+        told = act(&nodes, name, timeline, step, cluster, steps) => told.map_err(|error| (error, true)),
+        error = interrupted() => Err((error, false)),
+    };
+    // Whoever still holds the lab is a thread that asks it something: it ends with its answer.
+    let lab = Arc::into_inner(nodes.lab);
+    match (told, lab) {
+        (Ok(told), Some(lab)) => Ok((lab, told)),
+        (Ok(_), None) => Err(Failed { error: anyhow::anyhow!("the lab is still in use"), lab: None }),
+        (Err((error, keep)), lab) => Err(Failed { error, lab: lab.filter(|_| keep) }),
     }
 }
 
-async fn act(options: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> anyhow::Result<(Lab, Told)> {
-    let (definition, lab_name) = (&cluster.definition, options.name.clone());
+async fn interrupted() -> anyhow::Error {
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    match (interrupt, terminate) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            Problem::new("interrupted; the lab and its data are gone", "", "").into()
+        }
+        (Err(error), _) | (_, Err(error)) => error.into(),
+    }
+}
+
+async fn up(options: lab::Options, definition: &Definition, timeline: &mut Timeline) -> anyhow::Result<Nodes> {
+    let started = timeline.origin();
+    let lab = tokio::task::spawn_blocking(|| Lab::up(options)).await.context("starting the lab")??;
+    timeline.add(started, "three nodes start from the same image");
+    Nodes::new(lab, definition)
+}
+
+async fn act(
+    nodes: &Nodes,
+    lab_name: String,
+    mut timeline: Timeline,
+    step: Step<'_>,
+    cluster: &Cluster,
+    steps: &Steps<'_>,
+) -> anyhow::Result<Told> {
+    let definition = &cluster.definition;
     let role = definition.login_roles().next().context("the demo's cluster has no role")?;
     let ca = cluster.ca_pem_path();
     let login = Login::new(&ca, &definition.name, &definition.name, role, cluster.secret(role)?)?;
 
-    let step = steps.start("boot");
-    let mut timeline = Timeline::starting_now();
     let started = timeline.origin();
-    let lab = tokio::task::spawn_blocking(|| Lab::up(options)).await.context("starting the lab")??;
-    timeline.add(started, "three nodes start from the same image");
-    let nodes = Nodes::new(lab, definition)?;
-    let (first_leader, replicas) = ready(&nodes, &login, &mut timeline, &step).await?;
+    let (first_leader, replicas) = ready(nodes, &login, &mut timeline, &step).await?;
     let ready = started.elapsed();
     let synchronous = replicas.iter().filter(|replica| replica.synchronous).count();
     let durability = if synchronous > 0 { "zero-loss" } else { "available" };
@@ -99,7 +133,7 @@ async fn act(options: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> any
     timeline.add(killing, format!("{first_leader}, which leads, is killed with everything on it"));
     step.detail("waiting for the next acknowledged write");
     let Some(back) = until(FAILED_OVER_WITHIN, || writer.acknowledged_after(killed)).await else {
-        return Err(stuck("no write was acknowledged after the leader was killed", FAILED_OVER_WITHIN, &nodes).await);
+        return Err(stuck("no write was acknowledged after the leader was killed", FAILED_OVER_WITHIN, nodes).await);
     };
     let failover = back.duration_since(killing);
     if let Some((at, _)) = writer.log().first_error.filter(|(at, _)| *at > killed) {
@@ -107,7 +141,7 @@ async fn act(options: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> any
     }
     let session = connected(&login, &survivors).await?;
     let leader = nodes.answering(&session).await?;
-    if let Some(at) = promoted(&nodes, &leader).await {
+    if let Some(at) = promoted(nodes, &leader).await {
         timeline.add(at, format!("the old leader's lease has ended, {leader} takes over"));
     }
     timeline.add(back, format!("writes go on, {leader} acknowledges"));
@@ -123,15 +157,13 @@ async fn act(options: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> any
     let slot = first_leader.clone();
     nodes.lab(move |lab| lab.start(&slot)).await?;
     timeline.now(format!("{first_leader} is switched on again"));
-    let replicas = streaming(&nodes, &leader, definition.nodes.len() - 1, RETURNED_WITHIN).await?;
+    let replicas = streaming(nodes, &leader, definition.nodes.len() - 1, RETURNED_WITHIN).await?;
     timeline.now(format!("{first_leader} is back as a replica"));
     step.done_with(format!("{first_leader} is a replica again"));
 
     let connect = login.psql_command(*survivors.first().context("no port is published")?, &ca);
     let members = replicas.len() + 1;
-    drop(session);
-    let lab = Arc::into_inner(nodes.lab).context("the lab is still in use")?;
-    let told = Told {
+    Ok(Told {
         ready,
         members,
         first_leader,
@@ -143,8 +175,7 @@ async fn act(options: lab::Options, cluster: &Cluster, steps: &Steps<'_>) -> any
         connect,
         timeline,
         lab_name,
-    };
-    Ok((lab, told))
+    })
 }
 
 /// Waits for a leader behind HAProxy, for its replicas, and reads a row: the leader and its replicas.
