@@ -23,7 +23,7 @@ use crate::render::etcd::{InitialState, environment};
 use crate::render::{self, Input};
 use crate::retry::{Failure, Policy, retry};
 use crate::server;
-use crate::spec::NodeSpec;
+use crate::spec::{Durability, NodeSpec};
 use crate::status::Phase;
 use crate::step::{File, Host};
 use crate::tool;
@@ -332,6 +332,7 @@ impl Cluster for Member {
             slot: spec.slot.clone(),
             client: client.clone(),
             patroni,
+            zero_loss: spec.postgres.durability == Durability::ZeroLoss,
             haproxy: self.desired.profile.runs("haproxy"),
             units: self.units(),
             patch: self.patch()?,

@@ -47,6 +47,18 @@ pub struct Member {
     pub state: String,
 }
 
+impl Member {
+    /// Whether Patroni's `/sync` key names it: only such a member may take over when nothing may be lost.
+    pub fn may_take_over(&self) -> bool {
+        matches!(self.role.as_str(), "sync_standby" | "quorum_standby")
+    }
+
+    /// Whether it receives WAL from the leader.
+    pub fn streams(&self) -> bool {
+        self.state == "streaming"
+    }
+}
+
 /// The interface of one node.
 #[derive(Debug, Clone)]
 pub struct Patroni {
@@ -103,6 +115,12 @@ impl Patroni {
         let status = response.status();
         anyhow::ensure!(status.is_success(), "Patroni refused to change its settings ({status})");
         Ok(())
+    }
+
+    /// Makes Patroni look at once instead of at the end of its `loop_wait`. A patch that changes nothing writes nothing to
+    /// etcd, but wakes the loop (`do_PATCH_config` in Patroni's `api.py`).
+    pub async fn wake(&self) -> Result<()> {
+        self.patch_config(&serde_json::json!({"woken_by_firstboot": null})).await
     }
 
     /// Hands leadership from `leader` to whichever replica is best; returns what Patroni said once it is done.

@@ -22,6 +22,8 @@ pub struct Health {
     pub etcd: Option<String>,
     /// What Patroni says, or why it does not.
     pub patroni: Option<Result<Local, String>>,
+    /// Whether this node leads a cluster that may lose nothing and no standby may take over from it yet.
+    pub irreplaceable: bool,
     /// Why HAProxy does not accept connections; `None`: it does.
     pub haproxy: Option<String>,
     /// Units that systemd has given up on or keeps restarting.
@@ -61,6 +63,10 @@ pub fn judge(health: &Health) -> (Verdict, Option<String>) {
             return (Verdict::Undecided, Some(format!("PostgreSQL: {} ({}{replication})", local.state, local.role)));
         }
         Some(Err(why)) => return (Verdict::Undecided, Some(why.clone())),
+    }
+    if health.irreplaceable {
+        let why = "a synchronous standby: until there is one nobody may take over from this leader";
+        return (Verdict::Undecided, Some(why.to_owned()));
     }
     match &health.haproxy {
         Some(why) => (Verdict::Undecided, Some(format!("HAProxy: {why}"))),
@@ -125,6 +131,7 @@ mod tests {
             (Health { patroni: local("creating replica", "replica", None), ..good.clone() }, Verdict::Undecided),
             (Health { patroni: Some(Err("connection refused".into())), ..good.clone() }, Verdict::Undecided),
             (Health { etcd: Some("no leader".into()), ..good.clone() }, Verdict::Undecided),
+            (Health { irreplaceable: true, ..good.clone() }, Verdict::Undecided),
             (Health { haproxy: Some("connection refused".into()), ..good.clone() }, Verdict::Undecided),
             (Health { failing: vec![unit("activating", 1)], ..good.clone() }, Verdict::Good),
             (Health { failing: vec![unit("activating", 9)], ..good.clone() }, Verdict::Bad),

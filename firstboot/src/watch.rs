@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use crate::durable;
 use crate::etcd::Client;
 use crate::layout::Layout;
-use crate::patroni::Patroni;
+use crate::patroni::{Member, Patroni};
 use crate::register::{self, Keys};
 use crate::sql;
 use crate::status::{Board, Phase, Verdict};
@@ -42,6 +42,8 @@ pub struct Watch {
     pub client: std::sync::Arc<Client>,
     /// Patroni here, if the role runs it.
     pub patroni: Option<Patroni>,
+    /// Whether nothing acknowledged may be lost.
+    pub zero_loss: bool,
     /// Whether the role runs HAProxy.
     pub haproxy: bool,
     /// Units of the role.
@@ -111,8 +113,28 @@ impl Watch {
             Some(patroni) => Some(patroni.local().await.map_err(|error| format!("{error:#}"))),
             None => None,
         };
+        let irreplaceable = match (&self.patroni, &patroni) {
+            (Some(rest), Some(Ok(local))) if self.zero_loss && local.leads() => self.hurry_succession(rest).await,
+            _ => false,
+        };
         let haproxy = if self.haproxy { TcpStream::connect(HAPROXY).await.err().map(|e| e.to_string()) } else { None };
-        Health { etcd, patroni, haproxy, failing: Vec::new() }
+        Health { etcd, patroni, irreplaceable, haproxy, failing: Vec::new() }
+    }
+
+    /// Whether nobody may take over from this leader. PostgreSQL may already wait for standbys that Patroni has not yet
+    /// named in `/sync`: were the leader lost in between, nobody could be elected. While a standby streams and none is
+    /// named, Patroni is woken instead of waited for.
+    async fn hurry_succession(&self, patroni: &Patroni) -> bool {
+        let Ok(members) = patroni.members().await else { return false };
+        if members.iter().any(Member::may_take_over) {
+            return false;
+        }
+        if members.iter().any(Member::streams)
+            && let Err(error) = patroni.wake().await
+        {
+            tracing::debug!("waking Patroni: {error:#}");
+        }
+        true
     }
 
     async fn chores(&self, health: &Health, done: &mut Done) -> Result<()> {

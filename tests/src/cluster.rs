@@ -144,6 +144,9 @@ impl TestCluster {
             ensure!(member.is_leader() || member.state == "streaming", "{slot} is not streaming: {members:?}");
         }
         ensure!(members.iter().all(|m| m.timeline == members[0].timeline), "several timelines: {members:?}");
+        // Nobody but a standby named there is elected when nothing may be lost: a good leader has a successor.
+        let successors = self.successors(first)?;
+        ensure!(slots.len() < 2 || !successors.is_empty(), "Patroni's /sync names nobody, yet the leader says good");
         Ok(())
     }
 

@@ -23,6 +23,7 @@ pub(super) struct Replica {
 #[derive(Clone)]
 pub(super) struct Nodes {
     pub(super) lab: Arc<Lab>,
+    cluster: String,
     slots: BTreeMap<IpAddr, String>,
     /// Host ports of HAProxy for writing, by slot.
     ports: BTreeMap<String, u16>,
@@ -34,7 +35,7 @@ impl Nodes {
         let status = lab.status()?;
         let published = status.published.into_iter().filter(|published| published.port == READ_WRITE);
         let ports = published.map(|published| (published.slot, published.host_port)).collect();
-        Ok(Self { lab: Arc::new(lab), slots, ports })
+        Ok(Self { lab: Arc::new(lab), cluster: definition.name.clone(), slots, ports })
     }
 
     /// Calls the lab from a thread of its own, so that the writer keeps writing meanwhile.
@@ -66,6 +67,14 @@ impl Nodes {
         Ok(output.lines().filter_map(replica).collect())
     }
 
+    /// Slots that may take over from the leader without losing anything: Patroni's `/sync` key. PostgreSQL waits for
+    /// standbys a moment before they stand there, and a leader lost in that moment has no successor.
+    pub(super) async fn successors(&self, leader: &str) -> anyhow::Result<Vec<String>> {
+        let key = format!("/service/{}/sync", self.cluster);
+        let sync = self.exec(leader, &["etcdctl", "get", "--print-value-only", &key]).await?;
+        successors(&sync).context("reading Patroni's `/sync`")
+    }
+
     /// Runs a command on a node as root; its standard output.
     pub(super) async fn exec(&self, slot: &str, argv: &[&str]) -> anyhow::Result<String> {
         let (slot, argv) = (slot.to_owned(), argv.iter().map(ToString::to_string).collect::<Vec<_>>());
@@ -90,6 +99,12 @@ fn replica(line: &str) -> Option<Replica> {
     Some(Replica { slot: slot.to_owned(), streaming: state == "streaming", synchronous })
 }
 
+fn successors(sync: &str) -> anyhow::Result<Vec<String>> {
+    let sync: serde_json::Value = serde_json::from_str(sync)?;
+    let names = sync["sync_standby"].as_str().unwrap_or_default().split(',');
+    Ok(names.map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +116,14 @@ mod tests {
         let catching_up = replica("pg-3,catchup,async").unwrap();
         assert!(!catching_up.streaming && !catching_up.synchronous);
         assert_eq!(replica(""), None);
+    }
+
+    #[test]
+    fn successors_as_patroni_writes_them() {
+        let none = r#"{"leader":"pg-1","quorum":0,"sync_standby":null}"#;
+        assert!(successors(none).unwrap().is_empty());
+        let two = r#"{"leader":"pg-1","quorum":1,"sync_standby":"pg-2,pg-3"}"#;
+        assert_eq!(successors(two).unwrap(), ["pg-2", "pg-3"]);
+        assert!(successors("").is_err());
     }
 }

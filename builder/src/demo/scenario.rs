@@ -208,13 +208,17 @@ async fn ready(
     Ok((leader, replicas))
 }
 
-/// Waits until `count` replicas stream and, since the cluster is to lose nothing, one of them is waited for.
+/// Waits until `count` replicas stream and, since the cluster is to lose nothing, one of them is waited for and may take
+/// over.
 async fn streaming(nodes: &Nodes, leader: &str, count: usize, limit: Duration) -> anyhow::Result<Vec<Replica>> {
     let deadline = Instant::now() + limit;
     loop {
         let replicas = nodes.replicas(leader).await.unwrap_or_default();
         let streaming: Vec<_> = replicas.into_iter().filter(|replica| replica.streaming).collect();
-        if streaming.len() >= count && streaming.iter().any(|replica| replica.synchronous) {
+        if streaming.len() >= count
+            && streaming.iter().any(|replica| replica.synchronous)
+            && nodes.successors(leader).await.is_ok_and(|successors| !successors.is_empty())
+        {
             return Ok(streaming);
         }
         if Instant::now() > deadline {

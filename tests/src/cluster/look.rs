@@ -68,6 +68,15 @@ impl TestCluster {
         serde_json::from_str(&text).with_context(|| format!("reading patronictl's list: {text}"))
     }
 
+    /// Slots in Patroni's `/sync` key, asked on `slot`: those that may take over without losing anything.
+    pub fn successors(&self, slot: &str) -> anyhow::Result<Vec<String>> {
+        let key = format!("/service/{}/sync", self.cluster.definition.name);
+        let text = self.output(slot, &["etcdctl", "get", "--print-value-only", &key])?;
+        let sync: Value = serde_json::from_str(&text).with_context(|| format!("reading {key}: {text}"))?;
+        let names = sync["sync_standby"].as_str().unwrap_or_default().split(',');
+        Ok(names.filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    }
+
     /// The leader's slot, asked on `slot`.
     pub fn leader_seen_by(&self, slot: &str) -> anyhow::Result<String> {
         let leaders = self.patroni_members(slot)?.into_iter().filter(PatroniMember::is_leader);
