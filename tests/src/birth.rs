@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use crate::cluster::TestCluster;
+use crate::random::SplitMix;
 
 /// From healing to a whole cluster.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -87,19 +88,6 @@ fn check_one_cluster(cluster: &TestCluster) -> anyhow::Result<()> {
     let systems = ask(TestCluster::system_identifier)?;
     ensure!(systems.len() == 1, "system identifiers {systems:?}");
     cluster.check_healthy(&cluster.slots)
-}
-
-/// Steele, Lea and Flood's generator: a few lines, and the same numbers everywhere.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,194 @@
+//! What is broken, and what must then hold besides the invariants. Each returns what it did, in a few words.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use super::arena::{APPLICATION, Scene};
+
+/// One way to break a cluster.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Its name, for `--only`.
+    pub name: &'static str,
+    /// Breaks it, waits for what must happen, and repairs what is more than power and network.
+    pub act: fn(&mut Scene<'_>) -> anyhow::Result<String>,
+    /// Whether it is over in seconds.
+    pub short: bool,
+}
+
+/// All of them.
+pub const ALL: [Scenario; 10] = [
+    Scenario { name: "switchover", act: switchover, short: true },
+    Scenario { name: "postmaster-killed", act: postmaster_killed, short: true },
+    Scenario { name: "patroni-killed", act: patroni_killed, short: true },
+    Scenario { name: "haproxy-killed", act: haproxy_killed, short: true },
+    Scenario { name: "node-killed", act: node_killed, short: false },
+    Scenario { name: "patroni-frozen", act: patroni_frozen, short: false },
+    Scenario { name: "leader-isolated", act: leader_isolated, short: false },
+    Scenario { name: "pair-cut", act: pair_cut, short: false },
+    Scenario { name: "quorum-lost", act: quorum_lost, short: false },
+    Scenario { name: "reboots", act: reboots, short: false },
+];
+
+/// The scenario of this name.
+pub fn named(name: &str) -> anyhow::Result<&'static Scenario> {
+    let all = || ALL.map(|scenario| scenario.name).join(", ");
+    ALL.iter()
+        .find(|scenario| scenario.name == name)
+        .with_context(|| format!("no scenario `{name}`; there are {}", all()))
+}
+
+/// When writes must be possible again.
+const WRITES: Duration = Duration::from_secs(90);
+
+fn switchover(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let (cluster, leader) = (scene.cluster, scene.leader.clone());
+    let candidate = scene.random.one_of(&scene.replicas()).clone();
+    let argv = ["patronictl", "switchover", "--leader", &leader, "--candidate", &candidate, "--force"];
+    let said = cluster.output(&leader, &argv)?;
+    ensure!(said.contains("Successfully switched over"), "{said}");
+    scene.wait_write_after(Instant::now(), WRITES)?;
+    let last = scene.observers.last().context("no write")?;
+    ensure!(*last.slot == candidate, "{} writes, not {candidate}", last.slot);
+    Ok(format!("{leader} -> {candidate}"))
+}
+
+fn postmaster_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    kill_main(scene, "kill -9 $(head -1 /var/lib/postgresql/*/main/postmaster.pid)")
+}
+
+fn patroni_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    kill_main(scene, "systemctl kill -s KILL --kill-whom=main patroni")
+}
+
+/// Runs `kill` on the leader; who writes then is Patroni's choice.
+fn kill_main(scene: &Scene<'_>, kill: &str) -> anyhow::Result<String> {
+    scene.cluster.output(&scene.leader, &["sh", "-c", kill])?;
+    let seconds = scene.wait_write_after(Instant::now(), WRITES)?;
+    // A connection that was open may go on for a moment; what follows is seen, too.
+    std::thread::sleep(Duration::from_secs(8));
+    let last = scene.observers.last().context("no write")?;
+    Ok(format!("on {}; {} writes, first after {seconds:.2} s", scene.leader, last.slot))
+}
+
+fn haproxy_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let slot = scene.random.one_of(&scene.cluster.slots).clone();
+    scene.cluster.output(&slot, &["systemctl", "kill", "-s", "KILL", "haproxy"])?;
+    scene.wait_write_after(Instant::now(), Duration::from_secs(10))?;
+    let limit = Duration::from_secs(15);
+    scene.cluster.wait_for("HAProxy again", limit, || scene.cluster.ask(&slot, 5000, "SELECT 'up'"))?;
+    ensure!(*scene.observers.last().context("no write")?.slot == *scene.leader, "another leader for a dead proxy");
+    Ok(format!("on {slot}"))
+}
+
+fn node_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let start = Instant::now();
+    scene.cluster.lab.kill(&scene.leader)?;
+    // Writes went on until its last process was gone, which it is now.
+    let killing = start.elapsed().as_secs_f64();
+    let seconds = killing + scene.wait_write_after(Instant::now(), WRITES)?;
+    let last = scene.observers.last().context("no write")?;
+    Ok(format!("{} died, {} writes after {seconds:.2} s", scene.leader, last.slot))
+}
+
+fn patroni_frozen(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let (cluster, leader) = (scene.cluster, scene.leader.clone());
+    let signal = |signal| cluster.output(&leader, &["systemctl", "kill", "-s", signal, "--kill-whom=main", "patroni"]);
+    let start = Instant::now();
+    signal("STOP")?;
+    let moved = cluster.wait_for("another leader", WRITES, || {
+        let last = scene.observers.last().context("no write")?;
+        ensure!(*last.slot != *leader, "{leader} still writes");
+        Ok(format!("{leader} froze, {} writes after {:.1} s", last.slot, start.elapsed().as_secs_f64()))
+    });
+    // Two primaries side by side, if they can be: long enough to see them.
+    std::thread::sleep(Duration::from_secs(8));
+    signal("CONT")?;
+    moved
+}
+
+fn leader_isolated(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let leader = scene.leader.clone();
+    let how = ["both ways", "it hears nothing", "nobody hears it"][usize::try_from(scene.seed % 3)?];
+    for other in scene.replicas() {
+        match how {
+            "both ways" => scene.cluster.lab.partition(&leader, &other, false)?,
+            "it hears nothing" => scene.cluster.lab.partition(&other, &leader, true)?,
+            _ => scene.cluster.lab.partition(&leader, &other, true)?,
+        }
+    }
+    let cut = Instant::now();
+    let seconds = scene.wait_write_after(cut, WRITES);
+    std::thread::sleep(scene.pace.cut.saturating_sub(cut.elapsed()));
+    let last = scene.observers.last().context("no write")?;
+    ensure!(*last.slot != *leader, "{leader} still writes {:.0?} after it was cut off ({how})", cut.elapsed());
+    Ok(format!("{leader}, {how}; {} writes, first after {:.2} s", last.slot, seconds?))
+}
+
+fn pair_cut(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    // All pairs of all directions within nine seeds.
+    let pairs = [(0, 1), (0, 2), (1, 2)];
+    let (a, b) = pairs[usize::try_from(scene.seed / 3 % 3)?];
+    let slots = &scene.cluster.slots;
+    let (from, to, both) = match scene.seed % 3 {
+        0 => (&slots[a], &slots[b], true),
+        1 => (&slots[a], &slots[b], false),
+        _ => (&slots[b], &slots[a], false),
+    };
+    scene.cluster.lab.partition(from, to, !both)?;
+    let cut = Instant::now();
+    let seconds = scene.wait_write_after(cut, WRITES)?;
+    std::thread::sleep(scene.pace.cut.saturating_sub(cut.elapsed()));
+    // Whatever Patroni made of it: with a majority that hears each other somebody writes.
+    scene.wait_write_after(Instant::now(), WRITES)?;
+    let arrow = if both { "<->" } else { "->" };
+    let last = scene.observers.last().context("no write")?;
+    Ok(format!("{from} {arrow} {to}; {} led, {} writes, first after {seconds:.2} s", scene.leader, last.slot))
+}
+
+fn quorum_lost(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let (cluster, leader) = (scene.cluster, scene.leader.clone());
+    let kept = scene.random.one_of(&cluster.slots).clone();
+    let stopped = cluster.others(&kept);
+    let etcd = |action: &str| {
+        stopped.iter().try_for_each(|slot| cluster.output(slot, &["systemctl", action, "--no-block", "etcd"]).map(drop))
+    };
+    etcd("stop")?;
+    let begin = Instant::now();
+    let mut outcome = Ok(());
+    while begin.elapsed() < scene.pace.without_quorum && outcome.is_ok() {
+        std::thread::sleep(Duration::from_secs(5));
+        outcome = scene.wait_write_after(Instant::now(), Duration::from_secs(10)).map(drop);
+        for slot in &cluster.slots {
+            let address = cluster.ask(slot, 5000, "SELECT host(inet_server_addr())");
+            let expected = cluster.cluster.definition.node(&leader).map(|node| node.address.to_string());
+            let routed = address.and_then(|address| {
+                ensure!(Some(&address) == expected.as_ref(), "{slot}:5000 leads to {address} without a quorum");
+                Ok(())
+            });
+            outcome = outcome.and(routed);
+        }
+    }
+    let (lasted, last) = (begin.elapsed(), scene.observers.last().context("no write")?);
+    let gap = scene.observers.ask(APPLICATION, super::History::longest_pause)?;
+    etcd("start")?;
+    outcome.with_context(|| format!("{:.0} s after etcd's quorum was lost ({leader} led)", lasted.as_secs_f64()))?;
+    ensure!(*last.slot == *leader, "{} writes instead of {leader}, which nobody could decide", last.slot);
+    ensure!(gap < Duration::from_secs(5), "no write for {gap:.1?} although failsafe mode is on");
+    Ok(format!("only {kept} ran etcd for {:.0} s, {leader} wrote on", lasted.as_secs_f64()))
+}
+
+fn reboots(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let mut left = scene.cluster.slots.clone();
+    let mut order = Vec::new();
+    while !left.is_empty() {
+        let slot = scene.random.one_of(&left).clone();
+        left.retain(|other| *other != slot);
+        scene.cluster.stop(&slot)?;
+        scene.cluster.lab.start(&slot)?;
+        super::arena::wait_ready(scene.cluster)?;
+        order.push(slot);
+    }
+    Ok(order.join(", "))
+}
