@@ -4,7 +4,7 @@ use crate::facts::{Facts, Link, Machine};
 use crate::image_info::ImageInfo;
 use crate::plan::Desired;
 use crate::profile::Profile;
-use crate::spec::NodeSpec;
+use crate::spec::{NodeSpec, Role};
 use crate::stored::Accepted;
 
 pub(crate) const SPEC: &str = include_str!("spec/testdata/node.yaml");
@@ -25,6 +25,46 @@ pub(crate) fn desired() -> Desired {
     let image: ImageInfo = serde_json::from_str(IMAGE).expect("image.json");
     let profile = Profile::parse(include_str!("../../profiles/node.toml")).expect("profile");
     Desired { accepted, secrets, image, profile }
+}
+
+/// The layout with three databases that vote, three proxies and a repository host.
+pub(crate) const MEMBERS: &str = "members:
+  pg-1: {role: database, address: 10.0.0.11}
+  pg-2: {role: database, address: 10.0.0.12}
+  pg-3: {role: database, address: 10.0.0.13}
+  px-1: {role: proxy, address: 10.0.0.21}
+  px-2: {role: proxy, address: 10.0.0.22}
+  px-3: {role: proxy, address: 10.0.0.23}
+  bkp-1: {role: backup, address: 10.0.0.31}
+";
+
+/// Section of the node in `slot` of that layout; with the founding bundle where it votes.
+pub(crate) fn section_of(slot: &str) -> String {
+    let (role, text) = match slot.split('-').next() {
+        Some("px") => ("proxy", SPEC.split("founding:").next().unwrap_or_default()),
+        Some("bkp") => ("backup", SPEC.split("founding:").next().unwrap_or_default()),
+        _ => ("database", SPEC),
+    };
+    let address = MEMBERS.lines().find_map(|line| line.trim().strip_prefix(slot)?.split("address: ").nth(1));
+    let address = address.expect("a member").trim_end_matches('}');
+    text.replace("slot: pg-1", &format!("slot: {slot}"))
+        .replace("role: node", &format!("role: {role}"))
+        .replace("address: 10.0.0.11/24", &format!("address: {address}/24"))
+        .replace("client_networks:", &format!("{MEMBERS}client_networks:"))
+}
+
+/// The node in `slot` of that layout.
+pub(crate) fn desired_as(slot: &str) -> Desired {
+    let mut desired = desired();
+    let spec = NodeSpec::from_text(&section_of(slot), "user-data").expect("good");
+    let profile = match spec.role {
+        Role::Proxy => include_str!("../../profiles/proxy.toml"),
+        Role::Backup => include_str!("../../profiles/backup.toml"),
+        _ => include_str!("../../profiles/database.toml"),
+    };
+    desired.profile = Profile::parse(profile).expect("profile");
+    desired.accepted.spec = spec.without_secrets();
+    desired
 }
 
 pub(crate) fn facts() -> Facts {

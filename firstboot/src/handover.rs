@@ -53,6 +53,9 @@ async fn hand_over(layout: &Layout) -> Result<String> {
     if let Err(why) = tokio::time::timeout(SAY, set_state(&client, keys, &spec.slot, "leaving")).await {
         tracing::warn!("etcd was not told: {why}");
     }
+    if !spec.role.stores_data() {
+        return Ok("no PostgreSQL here".to_owned());
+    }
     let ip = spec.ip().context("the specification gives this node no address")?;
     let patroni = Patroni::new(&spec.slot, ip, tls, &secrets.passwords.patroni_rest)?;
     if !patroni.local().await?.leads() {

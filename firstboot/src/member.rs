@@ -258,7 +258,7 @@ impl Member {
     }
 
     fn units(&self) -> Vec<String> {
-        let services = self.desired.profile.services.iter();
+        let services = self.desired.profile.services.iter().filter(|service| self.desired.runs(service));
         services.filter_map(|service| self.desired.image.unit(service).ok().map(str::to_owned)).collect()
     }
 }
@@ -303,10 +303,12 @@ impl Cluster for Member {
         })
         .await?;
         board.waited();
-        let (cluster, _) = register::cluster_key(&client, keys, &self.spec().cluster.name).await?;
-        let pgdata = self.host.layout.pgdata(self.desired.image.postgresql_major()?);
-        let place = pgdata.display().to_string();
-        register::check_system_id(register::system_id(&pgdata), cluster.pg_system_id.as_deref(), &place)?;
+        if self.desired.runs("patroni") {
+            let known = register::pg_system_id(&client, keys).await?;
+            let pgdata = self.host.layout.pgdata(self.desired.image.postgresql_major()?);
+            let place = pgdata.display().to_string();
+            register::check_system_id(register::system_id(&pgdata), known.as_deref(), &place)?;
+        }
         client.put(&keys.node(&slot), &serde_json::to_vec(&self.node()?)?, None).await?;
         self.lease.set(taken.lease());
         let lease = self.lease.clone();
@@ -317,7 +319,7 @@ impl Cluster for Member {
     async fn watch(&mut self) -> Result<()> {
         let (client, spec) = (self.client()?, self.spec());
         let tls = pki::client(&self.host.layout.pki(), "agent", None)?;
-        let patroni = match self.desired.profile.runs("patroni") {
+        let patroni = match self.desired.runs("patroni") {
             true => {
                 let password = &self.desired.secrets.passwords.patroni_rest;
                 Some(Patroni::new(&spec.slot, self.desired.ip()?, tls, password)?)
@@ -333,7 +335,8 @@ impl Cluster for Member {
             client: client.clone(),
             patroni,
             zero_loss: spec.postgres.durability == Durability::ZeroLoss,
-            haproxy: self.desired.profile.runs("haproxy"),
+            voter: spec.is_voter(),
+            haproxy: self.desired.runs("haproxy"),
             units: self.units(),
             patch: self.patch()?,
         };
@@ -344,7 +347,7 @@ impl Cluster for Member {
             result = watch.run() => result,
             result = keeper => result.context("keeping the slot's lease").and_then(|kept| kept),
         };
-        if ended.is_err() {
+        if ended.is_err() && self.desired.runs("patroni") {
             // Somebody else lives in this slot: two PostgreSQL servers under one name must not run.
             let patroni = self.desired.image.unit("patroni")?;
             tool::systemctl(&["stop", patroni]).run().await.context("stopping Patroni")?;

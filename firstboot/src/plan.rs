@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::facts::Facts;
 use crate::image_info::ImageInfo;
+use crate::pki;
 use crate::problem::Problem;
 use crate::profile::Profile;
 use crate::render::{self, Input};
@@ -40,6 +41,11 @@ impl Desired {
     /// This node's address.
     pub fn ip(&self) -> Result<IpAddr> {
         self.spec().ip().context("the specification gives this node no address")
+    }
+
+    /// Whether this node runs a component: its role does, and etcd runs on voters only.
+    pub fn runs(&self, component: &str) -> bool {
+        self.profile.runs(component) && (component != "etcd" || self.spec().is_voter())
     }
 
     /// What rendering etcd's environment looks at.
@@ -162,31 +168,45 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
         let unit = desired.image.unit("ssh")?.to_owned();
         steps.push(("ssh", Lasts::Boot, format!("{} keys for root", keys.len()), Action::Ssh { keys, unit }));
     }
-    let names = "certificates for etcd, agent, patroni, postgresql, haproxy".to_owned();
+    let names = pki::leaves(spec, ip).iter().map(|leaf| leaf.name.clone()).collect::<Vec<_>>();
+    let names = format!("certificates for {}", names.join(", "));
     steps.push(("pki", Lasts::Boot, names, Action::Pki { spec: Box::new(spec.clone()) }));
     let files = config_files(desired, facts)?;
     let names: Vec<_> = files.iter().filter_map(|file| file.path.rsplit('/').next()).collect();
     steps.push(("config", Lasts::Boot, names.join(", "), Action::Files(files.clone())));
-    for service in &desired.profile.services {
+    let held = "lease of slot";
+    for service in desired.profile.services.iter().filter(|service| desired.runs(service)) {
+        // Nothing that must not run twice under one name starts before the slot is held; a proxy waits for nobody.
+        if !["etcd", "haproxy", "keepalived"].contains(&service.as_str()) && !holds_slot(&steps) {
+            steps.push(("slot", Lasts::Run, format!("{held} {}", spec.slot), Action::Slot));
+        }
         let unit = desired.image.unit(service)?.to_owned();
         match service.as_str() {
             "etcd" => {
                 let voters = spec.seeds.keys().cloned().collect::<Vec<_>>().join(", ");
                 steps.push(("etcd", Lasts::Run, format!("member of {voters}"), Action::Etcd { unit }));
-                let summary = format!("lease of slot {}", spec.slot);
-                steps.push(("slot", Lasts::Run, summary, Action::Slot));
             }
             "patroni" => steps.push(("patroni", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
             "haproxy" => steps.push(("haproxy", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
-            other => anyhow::bail!("profile {}: no step for service `{other}`", spec.role.name()),
+            other => {
+                let what = format!("role `{}` needs `{other}`, which this version does not run", spec.role.name());
+                return Err(Problem::new(what, "pgkiln.role", "use an image of a later version for this node").into());
+            }
         }
+    }
+    if !holds_slot(&steps) {
+        steps.push(("slot", Lasts::Run, format!("{held} {}", spec.slot), Action::Slot));
     }
     Ok(steps)
 }
 
+fn holds_slot(steps: &[Draft]) -> bool {
+    steps.iter().any(|(_, _, _, action)| matches!(action, Action::Slot))
+}
+
 fn config_files(desired: &Desired, facts: &Facts) -> Result<Vec<File>> {
     let mut files = Vec::new();
-    if desired.profile.runs("etcd") {
+    if desired.runs("etcd") {
         let text = render::etcd::environment(&desired.input()?, render::etcd::InitialState::Existing);
         files.push(File::owned("/run/pgkiln/etcd/etcd.env", text, 0o640, ("root", "etcd")));
         for (user, text) in render::etcdctl::environments(desired.spec(), &desired.secrets) {
@@ -194,13 +214,13 @@ fn config_files(desired: &Desired, facts: &Facts) -> Result<Vec<File>> {
             files.push(File::owned(path, text, 0o400, (user, user)));
         }
     }
-    if desired.profile.runs("patroni") {
+    if desired.runs("patroni") {
         let text = render::patroni::config(desired, facts)?;
         files.push(File::owned("/run/pgkiln/patroni/patroni.yml", text, 0o600, ("postgres", "postgres")));
         let text = render::sql::reconcile(desired.spec(), &desired.secrets);
         files.push(File::owned("/run/pgkiln/patroni/bootstrap.sql", text, 0o600, ("postgres", "postgres")));
     }
-    if desired.profile.runs("haproxy") {
+    if desired.runs("haproxy") {
         let text = render::haproxy::config(desired.spec());
         files.push(File::owned("/run/pgkiln/haproxy/haproxy.cfg", text, 0o640, ("root", "haproxy")));
     }
@@ -212,8 +232,8 @@ fn hosts(desired: &Desired, short: &str) -> String {
     if let Some(fqdn) = &desired.accepted.config.fqdn {
         text = text.replace(&format!("127.0.1.1 {short}"), &format!("127.0.1.1 {fqdn} {short}"));
     }
-    for (slot, ip) in &desired.spec().seeds {
-        text.push_str(&format!("{ip} {slot}\n"));
+    for (slot, member) in desired.spec().all_members() {
+        text.push_str(&format!("{} {slot}\n", member.address));
     }
     text
 }
@@ -227,9 +247,9 @@ fn ntp_sources(ntp: &crate::user_data::Ntp) -> String {
 fn refuse_unsupported(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
     let mut problems = Vec::new();
     let mut refuse = |what: &str, place: &str, remedy: &str| problems.push(Problem::new(what, place, remedy));
-    if spec.role != Role::Node {
+    if matches!(spec.role, Role::Replica | Role::Standby) {
         let what = format!("role `{}` is not carried out by this version", spec.role.name());
-        refuse(&what, "pgkiln.role", "use role `node`");
+        refuse(&what, "pgkiln.role", "use role node, database, etcd, proxy or backup");
     }
     if spec.vip.as_ref().is_some_and(|vip| vip.mode != VipMode::None) {
         refuse("a virtual IP is not carried out by this version", "pgkiln.vip", "remove `vip`, or set `mode: none`");

@@ -267,6 +267,13 @@ pub async fn cluster_key(client: &Client, keys: Keys, name: &str) -> Result<(Clu
     Ok((found.json().context("reading the cluster key")?, found.mod_revision))
 }
 
+/// PostgreSQL's system identifier as recorded; `None` while there is no database.
+pub async fn pg_system_id(client: &Client, keys: Keys) -> Result<Option<String>> {
+    let Some(found) = client.get(&keys.cluster()).await? else { return Ok(None) };
+    let cluster: ClusterKey = found.json().context("reading the cluster key")?;
+    Ok(cluster.pg_system_id)
+}
+
 /// Records PostgreSQL's system identifier once Patroni knows it; `false` while it does not.
 pub async fn record_system_id(client: &Client, keys: Keys, name: &str) -> Result<bool> {
     let (cluster, revision) = cluster_key(client, keys, name).await?;

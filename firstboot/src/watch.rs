@@ -44,6 +44,8 @@ pub struct Watch {
     pub patroni: Option<Patroni>,
     /// Whether nothing acknowledged may be lost.
     pub zero_loss: bool,
+    /// Whether etcd runs here.
+    pub voter: bool,
     /// Whether the role runs HAProxy.
     pub haproxy: bool,
     /// Units of the role.
@@ -104,11 +106,7 @@ impl Watch {
 
     /// One look at everything.
     async fn look(&self) -> Health {
-        let etcd = match self.client.status(&self.slot).await {
-            Ok(status) if status.leader != 0 => None,
-            Ok(_) => Some("no leader".to_owned()),
-            Err(error) => Some(error.to_string()),
-        };
+        let etcd = if self.voter { self.etcd().await } else { None };
         let patroni = match &self.patroni {
             Some(patroni) => Some(patroni.local().await.map_err(|error| format!("{error:#}"))),
             None => None,
@@ -137,9 +135,21 @@ impl Watch {
         true
     }
 
+    /// Why the member of etcd here is not part of a quorum. Nodes without one do their work with or without it.
+    async fn etcd(&self) -> Option<String> {
+        match self.client.status(&self.slot).await {
+            Ok(status) if status.leader != 0 => None,
+            Ok(_) => Some("no leader".to_owned()),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
     async fn chores(&self, health: &Health, done: &mut Done) -> Result<()> {
         if !done.system_id && health.etcd.is_none() {
-            done.system_id = register::record_system_id(&self.client, self.keys, &self.cluster).await?;
+            done.system_id = match self.voter {
+                true => register::record_system_id(&self.client, self.keys, &self.cluster).await?,
+                false => register::pg_system_id(&self.client, self.keys).await?.is_some(),
+            };
         }
         if let (Some(patroni), Some(Ok(local)), false) = (&self.patroni, &health.patroni, done.patched)
             && (local.leads() || local.follows())

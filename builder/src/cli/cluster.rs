@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use firstboot::spec::Role;
 use ipnet::IpNet;
 use serde_json::json;
 
@@ -32,9 +33,21 @@ enum Command {
 struct New {
     /// Name of the cluster: lower-case letters, digits and hyphens
     name: String,
-    /// The nodes, 1, 3 or 5 of them: ADDRESS, or SLOT=ADDRESS (slots default to pg-1, pg-2, …)
+    /// The nodes that store data, 1, 3 or 5 of them: ADDRESS, or SLOT=ADDRESS (slots default to pg-1, pg-2, …)
     #[arg(long, required = true, value_delimiter = ',', value_name = "[SLOT=]ADDRESS")]
     nodes: Vec<String>,
+    /// What --nodes do: `node` is etcd, PostgreSQL and HAProxy in one; `database` leaves HAProxy to --proxy
+    #[arg(long, value_parser = role, default_value = "node", value_name = "node|database")]
+    role: Role,
+    /// Nodes that run etcd only, 3 or 5 of them; then --nodes of role `database` have no vote (slots: etcd-1, …)
+    #[arg(long, value_delimiter = ',', value_name = "[SLOT=]ADDRESS")]
+    etcd: Vec<String>,
+    /// Nodes that run HAProxy only, any number (slots: px-1, …)
+    #[arg(long, value_delimiter = ',', value_name = "[SLOT=]ADDRESS")]
+    proxy: Vec<String>,
+    /// Repository host for backups (slot: bkp-1)
+    #[arg(long, value_delimiter = ',', value_name = "[SLOT=]ADDRESS")]
+    backup: Vec<String>,
     /// Network of the nodes, like 10.0.0.0/24
     #[arg(long, value_name = "CIDR", conflicts_with = "prefix_len")]
     subnet: Option<IpNet>,
@@ -93,6 +106,14 @@ struct Status {
     cluster: String,
 }
 
+fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "node" => Ok(Role::Node),
+        "database" => Ok(Role::Database),
+        _ => Err("use `node` or `database`; other roles have arguments of their own".to_owned()),
+    }
+}
+
 /// Runs the command.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     match args.command {
@@ -108,6 +129,10 @@ fn new(args: New, ui: &Ui) -> anyhow::Result<()> {
     let definition = Options {
         name: args.name,
         nodes: args.nodes,
+        role: Some(args.role),
+        etcd: args.etcd,
+        proxies: args.proxy,
+        backup: args.backup,
         subnet: args.subnet,
         prefix_len: args.prefix_len,
         gateway: args.gateway,
@@ -156,7 +181,8 @@ fn status(args: &Status, ui: &Ui) -> anyhow::Result<()> {
     let expires = jiff::Timestamp::from_second(cluster.intermediate_expires_at()?)?;
     ui.say(format!("cluster {}  {}  subnet {}", definition.name, definition.uuid, definition.subnet));
     for node in &definition.nodes {
-        ui.say(format!("  {}  {}", node.slot, node.address));
+        let vote = if definition.is_voter(&node.slot) { "votes" } else { "" };
+        ui.say(format!("  {}  {}  {}  {vote}", node.slot, node.address, definition.role_of(node).name()).trim_end());
     }
     ui.say(format!("root certificate {}", cluster.ca_pem_path().display()));
     ui.say(describe_expiry(expires, &cluster));

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use firstboot::spec::Role;
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -96,16 +97,31 @@ impl Rules {
     }
 
     fn voters(&mut self, definition: &Definition) {
-        let count = definition.nodes.len();
+        let count = definition.voters().count();
         if ![1, 3, 5].contains(&count) {
             let word = ["no", "one", "two", "three", "four", "five", "six"].get(count);
             let word = word.map_or_else(|| count.to_string(), ToString::to_string);
             let remedy = match count {
-                0 => "name 1, 3 or 5 nodes",
+                0 => "name 1, 3 or 5 nodes of role node, database or etcd",
                 2 | 4 => "leave one out or add one; an even number survives no more failures than one less",
                 _ => "name at most 5 voters; more make every write slower and no failure likelier to be survived",
             };
-            self.add(&["nodes"], format!("{word} nodes: the voters must be 1, 3 or 5"), remedy);
+            let all = count == definition.nodes.len();
+            let nodes = if all { "nodes" } else { "nodes with a vote" };
+            self.add(&["nodes"], format!("{word} {nodes}: the voters must be 1, 3 or 5"), remedy);
+        }
+        if count > 0 && !definition.nodes.iter().any(|node| definition.role_of(node).stores_data()) {
+            let remedy = "give at least one node role `node` or `database`";
+            self.add(&["nodes"], "no node stores data", remedy);
+        }
+        for (index, node) in definition.nodes.iter().enumerate() {
+            if matches!(definition.role_of(node), Role::Replica | Role::Standby) {
+                let what = format!("role `{}` is not for nodes with a slot", definition.role_of(node).name());
+                let remedy = "use node, database, etcd, proxy or backup";
+                let at = index.to_string();
+                let part: &[&str] = if node.role.is_some() { &["nodes", &at, "role"] } else { &["role"] };
+                self.add(part, what, remedy);
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! `cluster.toml`: what a cluster is, without anything secret. Written by `pgkiln cluster new`, edited by its operator,
 //! read strictly ([`super::read`]).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use firstboot::spec::{self, Durability, NodeSpec, Postgres, Role, Vip};
@@ -20,7 +21,7 @@ pub struct Definition {
     pub name: String,
     /// Identity; a new one is a new cluster.
     pub uuid: Uuid,
-    /// What the nodes do.
+    /// What the nodes do, unless they say something else.
     pub role: Role,
     /// Network of the nodes; their addresses get its prefix length.
     pub subnet: IpNet,
@@ -38,7 +39,7 @@ pub struct Definition {
     /// Virtual IP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vip: Option<Vip>,
-    /// The voters: 1, 3 or 5.
+    /// The nodes; 1, 3 or 5 of them vote.
     pub nodes: Vec<Node>,
     /// PostgreSQL: durability, recovery time, databases, roles, parameters.
     pub postgres: Postgres,
@@ -51,9 +52,25 @@ pub struct Node {
     pub slot: String,
     /// Address within the subnet.
     pub address: IpAddr,
+    /// What it does; the cluster's `role` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// MAC address of its interface, where the machine has more than one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+}
+
+impl Node {
+    /// A node with the cluster's role.
+    pub fn new(slot: impl Into<String>, address: IpAddr) -> Self {
+        Self { slot: slot.into(), address, role: None, mac: None }
+    }
+
+    /// The same with a role of its own.
+    #[must_use]
+    pub fn with_role(self, role: Role) -> Self {
+        Self { role: Some(role), ..self }
+    }
 }
 
 impl Definition {
@@ -88,6 +105,34 @@ impl Definition {
         self.nodes.iter().find(|node| node.slot == slot)
     }
 
+    /// What a node does.
+    pub fn role_of(&self, node: &Node) -> Role {
+        node.role.unwrap_or(self.role)
+    }
+
+    /// The voters: nodes of role `node` or `etcd`; without any, those of role `database` run etcd as well.
+    pub fn voters(&self) -> impl Iterator<Item = &Node> {
+        let apart = self.nodes.iter().any(|node| matches!(self.role_of(node), Role::Node | Role::Etcd));
+        self.nodes.iter().filter(move |node| match self.role_of(node) {
+            Role::Node | Role::Etcd => true,
+            Role::Database => !apart,
+            Role::Proxy | Role::Backup | Role::Replica | Role::Standby => false,
+        })
+    }
+
+    /// Whether the node in `slot` is one of the voters, which found the cluster.
+    pub fn is_voter(&self, slot: &str) -> bool {
+        self.voters().any(|node| node.slot == slot)
+    }
+
+    /// Every node for the specification; empty where `seeds` and the node's own role say it all.
+    fn members(&self) -> BTreeMap<String, spec::Member> {
+        let alike = self.nodes.iter().all(|node| self.role_of(node) == self.role && self.is_voter(&node.slot));
+        let nodes = self.nodes.iter().filter(|_| !alike);
+        let member = |node: &Node| spec::Member { role: self.role_of(node), address: node.address };
+        nodes.map(|node| (node.slot.clone(), member(node))).collect()
+    }
+
     /// Roles that log in, and so have a password.
     pub fn login_roles(&self) -> impl Iterator<Item = &str> {
         self.postgres.roles.iter().filter(|role| role.login).map(|role| role.name.as_str())
@@ -109,9 +154,10 @@ impl Definition {
             schema: spec::SCHEMA,
             cluster: spec::Cluster { name: self.name.clone(), uuid: self.uuid, ca_sha256: ca_sha256.to_owned() },
             slot: node.slot.clone(),
-            role: self.role,
+            role: self.role_of(node),
             address: IpNet::new(node.address, self.subnet.prefix_len()).ok(),
-            seeds: self.nodes.iter().map(|node| (node.slot.clone(), node.address)).collect(),
+            seeds: self.voters().map(|node| (node.slot.clone(), node.address)).collect(),
+            members: self.members(),
             join: None,
             vip: self.vip.clone(),
             client_networks: self.client_networks.clone(),

@@ -12,7 +12,7 @@
 
 use std::path::{Path, PathBuf};
 
-use firstboot::spec::{Founding, Intermediate, Secret};
+use firstboot::spec::{Founding, Intermediate, Join, Secret};
 use serde::de::DeserializeOwned;
 
 use crate::problem::Problem;
@@ -157,7 +157,8 @@ impl Cluster {
             let remedy = crate::strict::suggestion(slot, &known, "slot");
             return Err(Problem::new(format!("this cluster has no slot `{slot}`"), place, remedy).into());
         };
-        if !embed_secrets {
+        let voter = self.definition.is_voter(slot);
+        if voter && !embed_secrets {
             return Err(Problem::new(
                 format!("the seed of founding node `{slot}` must carry the cluster's first secrets"),
                 "--embed-secrets is not given",
@@ -168,7 +169,11 @@ impl Cluster {
         }
         let mut spec =
             self.definition.node_spec(node, &pki::fingerprint(&fs_err::read_to_string(self.ca_pem_path())?)?);
-        spec.founding = Some(self.founding()?);
+        if voter {
+            spec.founding = Some(self.founding()?);
+        } else {
+            spec.join = Some(Join { token: self.token(slot)? });
+        }
         seed::write(&self.definition, node, &spec, format, to)
     }
 
@@ -193,6 +198,17 @@ impl Cluster {
             intermediate: Intermediate { cert: read("intermediate.pem")?, key: Secret::new(read("intermediate.key")?) },
             passwords: secrets.passwords,
             roles,
+        })
+    }
+
+    /// What the node in `slot` proves with that it may join.
+    fn token(&self, slot: &str) -> anyhow::Result<Secret> {
+        let mut tokens: Tokens = self.read_toml("tokens.toml")?;
+        let token = tokens.slots.remove(slot).map(|token| token.0);
+        token.ok_or_else(|| {
+            let place = self.dir.join("tokens.toml").display().to_string();
+            let remedy = format!("pgkiln cluster token {} {slot}", self.dir.display());
+            Problem::new(format!("slot `{slot}` has no token"), place, remedy).into()
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use firstboot::spec::Role;
 use ipnet::IpNet;
 
 use super::definition::{Definition, Node};
@@ -14,6 +15,14 @@ pub struct Options {
     pub name: String,
     /// Nodes as `ADDRESS` or `SLOT=ADDRESS`; slots are `pg-1`, `pg-2`, … where none is given.
     pub nodes: Vec<String>,
+    /// What they do; `node` where nothing is said.
+    pub role: Option<Role>,
+    /// Nodes that run etcd only, as `nodes`; slots are `etcd-1`, …
+    pub etcd: Vec<String>,
+    /// Nodes that run HAProxy only; slots are `px-1`, …
+    pub proxies: Vec<String>,
+    /// Repository hosts for backups; slots are `bkp-1`, …
+    pub backup: Vec<String>,
     /// Network of the nodes; without it `prefix_len` tells.
     pub subnet: Option<IpNet>,
     /// Prefix length of the nodes' addresses.
@@ -31,10 +40,17 @@ pub struct Options {
 impl Options {
     /// The definition these options mean; contradictions within it are for [`super::create`] to find.
     pub fn definition(&self) -> Result<Definition, Problem> {
-        let nodes = self.nodes.iter().enumerate().map(|(index, text)| node(index, text));
-        let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+        let mut nodes = nodes(&self.nodes, "--nodes", "pg", None)?;
+        for (texts, argument, prefix, role) in [
+            (&self.etcd, "--etcd", "etcd", Role::Etcd),
+            (&self.proxies, "--proxy", "px", Role::Proxy),
+            (&self.backup, "--backup", "bkp", Role::Backup),
+        ] {
+            nodes.extend(self::nodes(texts, argument, prefix, Some(role))?);
+        }
         let subnet = self.subnet(&nodes)?;
         let mut definition = Definition::new(&self.name, subnet, nodes);
+        definition.role = self.role.unwrap_or(Role::Node);
         definition.gateway = self.gateway;
         definition.client_networks.clone_from(&self.client_networks);
         match (&self.database, &self.owner) {
@@ -65,14 +81,19 @@ impl Options {
     }
 }
 
-fn node(index: usize, text: &str) -> Result<Node, Problem> {
-    let (slot, address) = match text.split_once('=') {
-        Some((slot, address)) => (slot.to_owned(), address),
-        None => (format!("pg-{}", index + 1), text),
+/// One argument's nodes; those without a name are numbered.
+fn nodes(texts: &[String], argument: &str, prefix: &str, role: Option<Role>) -> Result<Vec<Node>, Problem> {
+    let node = |(index, text): (usize, &String)| {
+        let (slot, address) = match text.split_once('=') {
+            Some((slot, address)) => (slot.to_owned(), address),
+            None => (format!("{prefix}-{}", index + 1), text.as_str()),
+        };
+        let address = address.parse::<IpAddr>().map_err(|_| {
+            let what = format!("`{address}` is no IP address");
+            let remedy = format!("write addresses like 10.0.0.11, or slots with them like {prefix}-1=10.0.0.11");
+            Problem::new(what, argument, remedy)
+        })?;
+        Ok(Node { role, ..Node::new(slot, address) })
     };
-    let address = address.parse::<IpAddr>().map_err(|_| {
-        let what = format!("`{address}` is no IP address");
-        Problem::new(what, "--nodes", "write addresses like 10.0.0.11, or slots with them like pg-1=10.0.0.11")
-    })?;
-    Ok(Node { slot, address, mac: None })
+    texts.iter().enumerate().map(node).collect()
 }

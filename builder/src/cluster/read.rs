@@ -115,7 +115,7 @@ fn required_text(r: &mut Reader<'_>, value: &Value<'_>, path: &str, key: &str) -
 }
 
 fn node(r: &mut Reader<'_>, value: &Value<'_>) -> Option<Node> {
-    let table = known_table(r, value, "nodes", &["slot", "address", "mac"])?;
+    let table = known_table(r, value, "nodes", &["slot", "address", "role", "mac"])?;
     let slot = required_text(r, value, "nodes", "slot");
     let address = match table.get("address") {
         Some(address) => r.parsed::<IpAddr>(address, "nodes.address", "10.0.0.11"),
@@ -124,8 +124,13 @@ fn node(r: &mut Reader<'_>, value: &Value<'_>) -> Option<Node> {
             None
         }
     };
+    let role = table.get("role").map(|role| r.choice(role, "nodes.role", &Role::NAMES));
     let mac = table.get("mac").and_then(|mac| r.text(mac, "nodes.mac"));
-    Some(Node { slot: slot?, address: address?, mac })
+    let role = match role {
+        Some(role) => Some(role?),
+        None => None,
+    };
+    Some(Node { slot: slot?, address: address?, role, mac })
 }
 
 fn vip(r: &mut Reader<'_>, value: &Value<'_>) -> Option<Vip> {

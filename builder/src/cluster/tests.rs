@@ -76,6 +76,73 @@ fn the_agent_accepts_every_seed() {
     }
 }
 
+/// Three databases, three proxies, a repository host.
+fn layout() -> Definition {
+    let options = Options {
+        role: Some(spec::Role::Database),
+        proxies: ["10.0.0.21", "10.0.0.22", "10.0.0.23"].map(String::from).to_vec(),
+        backup: vec!["10.0.0.31".into()],
+        ..options()
+    };
+    options.definition().unwrap()
+}
+
+#[test]
+fn nodes_without_a_vote_get_a_token_and_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let definition = layout();
+    let slots: Vec<_> = definition.nodes.iter().map(|node| node.slot.clone()).collect();
+    assert_eq!(slots, ["pg-1", "pg-2", "pg-3", "px-1", "px-2", "px-3", "bkp-1"]);
+    assert_eq!(parse(&definition.to_toml().unwrap(), "cluster.toml").unwrap(), definition);
+    let cluster = create(&dir.path().join("orders"), definition).unwrap();
+    let secrets = fs_err::read_to_string(cluster.dir().join("secrets.toml")).unwrap();
+    let key = fs_err::read_to_string(cluster.dir().join("pki/intermediate.key")).unwrap();
+    for node in &cluster.definition.nodes {
+        let seed = dir.path().join(&node.slot);
+        let voter = cluster.definition.is_voter(&node.slot);
+        cluster.write_seed(&node.slot, SeedFormat::Directory, &seed, voter).unwrap();
+        let spec = agent_reads(&seed).unwrap();
+        assert_eq!((spec.seeds.len(), spec.members.len()), (3, 7));
+        assert_eq!((spec.is_voter(), spec.role), (voter, cluster.definition.role_of(node)));
+        assert_eq!((spec.founding.is_some(), spec.join.is_some()), (voter, !voter));
+        if !voter {
+            let text = fs_err::read_to_string(seed.join("user-data")).unwrap();
+            let of_others = slots.iter().filter(|slot| **slot != node.slot);
+            let lines = secrets.lines().filter_map(|line| line.split('"').nth(1)).chain(key.lines().skip(1));
+            let tokens = fs_err::read_to_string(cluster.dir().join("tokens.toml")).unwrap();
+            let tokens = tokens.lines().filter(|line| of_others.clone().any(|slot| line.starts_with(slot.as_str())));
+            let all: Vec<_> = lines.chain(tokens.filter_map(|line| line.split('"').nth(1))).collect();
+            assert!(all.len() > 10);
+            assert!(all.iter().all(|secret| secret.len() < 16 || !text.contains(secret)), "{text}");
+        }
+    }
+}
+
+#[test]
+fn who_votes() {
+    let voters = |change: fn(&mut Definition)| {
+        let mut definition = layout();
+        change(&mut definition);
+        let voters: Vec<_> = definition.voters().map(|node| node.slot.clone()).collect();
+        (voters.join(" "), check::arguments(&definition, "").map_err(|problems| problems.to_string()))
+    };
+    assert_eq!(voters(|_| {}), ("pg-1 pg-2 pg-3".into(), Ok(())));
+    let etcd = |definition: &mut Definition| {
+        definition.nodes.remove(2);
+        for n in 1..=3 {
+            let node = Node::new(format!("etcd-{n}"), format!("10.0.0.4{n}").parse().unwrap());
+            definition.nodes.push(node.with_role(spec::Role::Etcd));
+        }
+    };
+    assert_eq!(voters(etcd), ("etcd-1 etcd-2 etcd-3".into(), Ok(())));
+    let (_, refused) = voters(|definition| drop(definition.nodes.remove(0)));
+    assert!(refused.unwrap_err().contains("two nodes with a vote: the voters must be 1, 3 or 5"));
+    let (_, refused) = voters(|definition| definition.role = spec::Role::Etcd);
+    assert!(refused.unwrap_err().contains("no node stores data"));
+    let (_, refused) = voters(|definition| definition.nodes[3].role = Some(spec::Role::Standby));
+    assert!(refused.unwrap_err().contains("role `standby` is not for nodes with a slot"));
+}
+
 #[test]
 fn a_founding_seed_without_permission_to_embed_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,9 +5,11 @@
 //! carry `agent.<uuid>`, so that a certificate taken from one service opens no other door.
 
 mod leaf;
+mod roles;
 mod tls;
 
 pub use leaf::{Leaf, Signer, ensure, names};
+pub use roles::{leaves, leaves_of};
 pub use tls::{client, is_agent, server};
 
 #[cfg(test)]

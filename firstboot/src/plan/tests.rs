@@ -33,12 +33,46 @@ fn nothing_secret_in_the_printed_plan() {
 #[test]
 fn what_is_not_carried_out_is_refused() {
     let mut wanted = desired();
-    wanted.accepted.spec.role = Role::Proxy;
+    wanted.accepted.spec.role = Role::Standby;
     wanted.accepted.spec.pooler.kind = PoolerKind::Pgbouncer;
     let problems = plan(&wanted, &facts(), &State::default()).unwrap_err();
     let places: Vec<_> = problems.iter().map(|problem| problem.place.as_str()).collect();
     assert_eq!(places, ["pgkiln.role", "pgkiln.pooler"]);
     assert!(problems.iter().all(|problem| !problem.remedy.is_empty()));
+}
+
+/// Steps of the node in `slot` of the layout with three databases, three proxies and a repository host.
+fn steps(slot: &str) -> Vec<String> {
+    let plan = plan(&crate::fixtures::desired_as(slot), &facts(), &State::default()).unwrap();
+    let steps = plan.steps.iter().skip_while(|step| step.id != "pki");
+    steps.map(|step| format!("{} {}", step.id, step.summary)).collect()
+}
+
+#[test]
+fn each_role_runs_its_own() {
+    insta::assert_snapshot!(steps("pg-1").join("\n"), @r"
+    pki certificates for agent, etcd, patroni, postgresql
+    config etcd.env, root.env, postgres.env, patroni.yml, bootstrap.sql
+    etcd member of pg-1, pg-2, pg-3
+    slot lease of slot pg-1
+    patroni start patroni.service
+    ");
+    insta::assert_snapshot!(steps("px-1").join("\n"), @r"
+    pki certificates for agent, haproxy
+    config haproxy.cfg
+    haproxy start haproxy.service
+    slot lease of slot px-1
+    ");
+}
+
+#[test]
+fn a_database_without_a_vote_holds_its_slot_before_patroni_starts() {
+    let mut wanted = crate::fixtures::desired_as("pg-1");
+    wanted.accepted.spec.seeds.remove("pg-1");
+    let plan = plan(&wanted, &facts(), &State::default()).unwrap();
+    let ids: Vec<_> = plan.steps.iter().map(|step| step.id).collect();
+    assert!(ids.ends_with(&["config", "slot", "patroni"]), "{ids:?}");
+    assert!(!plan.to_string().contains("etcd.env"), "{plan}");
 }
 
 #[test]

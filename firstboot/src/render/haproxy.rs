@@ -1,7 +1,7 @@
-//! HAProxy: 5000 to the primary, 5001 to the replicas, 7000 statistics on loopback. Servers are the seeds.
+//! HAProxy: 5000 to the primary, 5001 to the replicas, 7000 statistics on loopback. Servers are the nodes that store data.
 
 use super::{host, preset};
-use crate::spec::NodeSpec;
+use crate::spec::{NodeSpec, Role};
 
 /// `/run/pgkiln/haproxy/haproxy.cfg`.
 pub fn config(spec: &NodeSpec) -> String {
@@ -9,7 +9,7 @@ pub fn config(spec: &NodeSpec) -> String {
     let [inter, fastinter, downinter] = preset.check_ms;
     let [rise, fall] = preset.rise_fall;
     let servers: String = spec
-        .seeds
+        .members_that(Role::stores_data)
         .iter()
         .map(|(slot, ip)| {
             let ip = host(*ip);

@@ -44,6 +44,9 @@ pub(super) fn check(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
     }
     names(r, node, spec);
     seeds(r, node, spec);
+    if let Some(members) = node.get("members").filter(|_| !spec.members.is_empty()) {
+        super::members::check(r, members, spec);
+    }
     address(r, node, spec);
     postgres(r, node, spec);
     founding(r, node, spec);
@@ -73,7 +76,7 @@ fn line(node: &Node, path: &[&str]) -> u64 {
 }
 
 /// Lower-case letters, digits, hyphens: fits host names, etcd member names, Patroni scopes.
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     (1..=63).contains(&text.len())
         && text.chars().all(inner)
@@ -118,7 +121,11 @@ fn seeds(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
             r.problem(line(node, &["seeds", slot]), what, "give every slot its own address");
         }
     }
-    if !spec.seeds.is_empty() && !spec.is_voter() && spec.role == super::Role::Node {
+    if spec.is_voter() && !spec.role.may_vote() {
+        let what = format!("slot `{}` of role `{}` is among the seeds", spec.slot, spec.role.name());
+        r.problem(at, what, "seeds are the voters: role node, database or etcd");
+    }
+    if !spec.seeds.is_empty() && !spec.is_voter() && matches!(spec.role, super::Role::Node | super::Role::Etcd) {
         let known: Vec<_> = spec.seeds.keys().map(String::as_str).collect();
         let what = format!("slot `{}` is not among the seeds", spec.slot);
         r.problem(line(node, &["slot"]), what, super::reader::suggestion(&spec.slot, &known, "slot"));
@@ -208,6 +215,11 @@ fn is_identifier(text: &str) -> bool {
 
 fn founding(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
     let Some(founding) = &spec.founding else { return };
+    if !spec.is_voter() {
+        let what = format!("`{}` has no vote, but its seed carries the founding bundle", spec.slot);
+        let remedy = "write its seed again with `pgkiln cluster seed`: it gets a token, and no secret";
+        r.problem(line(node, &["founding"]), what, remedy);
+    }
     let remedy = "write the seed again with `pgkiln cluster seed --embed-secrets`";
     for role in spec.postgres.roles.iter().filter(|role| role.login) {
         match founding.roles.get(&role.name) {

@@ -6,6 +6,7 @@
 mod backup;
 mod check;
 mod founding;
+mod members;
 mod postgres;
 mod read;
 pub mod reader;
@@ -24,6 +25,7 @@ use uuid::Uuid;
 pub use backup::{Backup, Repository};
 pub use check::{missing_secrets, pem_sha256};
 pub use founding::{Founding, Intermediate, Passwords, Secrets};
+pub use members::Member;
 pub use postgres::{Database, Durability, PgRole, Postgres, Rto};
 pub use read::read;
 pub use secret::Secret;
@@ -48,6 +50,9 @@ pub struct NodeSpec {
     pub address: Option<IpNet>,
     /// The voters: slot to address; 1, 3 or 5.
     pub seeds: BTreeMap<String, IpAddr>,
+    /// Every node with a fixed place; absent if all of them are seeds of the same role.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub members: BTreeMap<String, Member>,
     /// Single-use token for joining an existing cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join: Option<Join>,
@@ -75,9 +80,10 @@ pub struct NodeSpec {
 }
 
 impl NodeSpec {
-    /// This node's address: its own entry in `seeds`, or `address`.
+    /// This node's address: its own entry in `seeds`, `address`, or its own entry in `members`.
     pub fn ip(&self) -> Option<IpAddr> {
-        self.seeds.get(&self.slot).copied().or_else(|| self.address.map(|a| a.addr()))
+        let seed = self.seeds.get(&self.slot).copied().or_else(|| self.address.map(|a| a.addr()));
+        seed.or_else(|| self.members.get(&self.slot).map(|member| member.address))
     }
 
     /// Whether this node is one of the voters.
@@ -109,7 +115,7 @@ pub struct Cluster {
 pub enum Role {
     /// etcd, Patroni/PostgreSQL, HAProxy: the minimalist HA node.
     Node,
-    /// Patroni/PostgreSQL only.
+    /// Patroni/PostgreSQL; etcd too where it is a seed.
     Database,
     /// etcd only.
     Etcd,

@@ -13,13 +13,14 @@ use super::{
 };
 use crate::problem::Problem;
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "schema",
     "cluster",
     "slot",
     "role",
     "address",
     "seeds",
+    "members",
     "join",
     "vip",
     "client_networks",
@@ -59,6 +60,7 @@ fn section(r: &mut Reader<'_>, node: &Node) -> Option<NodeSpec> {
     let role = r.required(node, "pgkiln", "role").and_then(|n| r.choice(n, "pgkiln.role", &Role::NAMES));
     let address = r.optional(node, "address").map(|n| r.parsed(n, "pgkiln.address", "10.0.0.11/24"));
     let seeds = r.required(node, "pgkiln", "seeds").map(|n| seeds(r, n));
+    let members = r.optional(node, "members").map(|n| super::members::read(r, n));
     let join = r.optional(node, "join").map(|n| join(r, n));
     let vip = r.optional(node, "vip").map(|n| vip(r, n));
     let client_networks = r.optional(node, "client_networks").map(|n| {
@@ -80,6 +82,7 @@ fn section(r: &mut Reader<'_>, node: &Node) -> Option<NodeSpec> {
             None => None,
         },
         seeds: seeds?,
+        members: members.unwrap_or_default(),
         join: join.flatten(),
         vip: vip.flatten(),
         client_networks: client_networks.unwrap_or_default(),

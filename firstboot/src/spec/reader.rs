@@ -39,6 +39,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Checks that `node` is a mapping; its keys are names.
+    pub fn mapping_of_names(&mut self, node: &Node, path: &str) {
+        if !matches!(node.value, Value::Map(_)) {
+            let what = format!("`{path}` must be a mapping, found {}", node.kind());
+            self.problem(node.line, what, "write one name a line, indented below it");
+        }
+    }
+
     /// A key's value, `None` if absent or null.
     pub fn optional<'n>(&self, node: &'n Node, key: &str) -> Option<&'n Node> {
         node.get(key).filter(|value| !matches!(value.value, Value::Null))

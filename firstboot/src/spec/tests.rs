@@ -80,3 +80,33 @@ fn a_first_boot_needs_secrets() {
     spec.founding = None;
     assert!(missing_secrets(&spec, "user-data").is_some());
 }
+
+#[test]
+fn members_agree_with_seeds_and_with_this_node() {
+    use crate::fixtures::section_of;
+    let proxy = NodeSpec::from_text(&section_of("px-1"), "user-data").expect("good");
+    assert_eq!((proxy.is_voter(), proxy.ip()), (false, Some("10.0.0.21".parse().unwrap())));
+    assert_eq!(proxy.members_that(Role::stores_data).len(), 3);
+    assert_eq!(NodeSpec::from_text(&serde_json::to_string(&proxy).unwrap(), "x").expect("JSON"), proxy);
+    let alike = NodeSpec::from_text(GOOD, "user-data").expect("good");
+    assert_eq!(alike.members_that(|role| role == Role::Node), alike.seeds);
+
+    let founding = format!("founding:{}", GOOD.split("founding:").nth(1).unwrap());
+    for (slot, from, to, expected) in [
+        ("px-1", "px-1: {role: proxy", "px-1: {role: database", "role `proxy` differs from member `px-1` (database)"),
+        ("px-1", "px-1: {role", "px-9: {role", "slot `px-1` is not among the members"),
+        ("px-1", "address: 10.0.0.21}", "address: 10.0.0.29}", "has address 10.0.0.29, this node another"),
+        ("px-1", "address: 10.0.0.22}", "address: 10.0.0.23}", "have the same address 10.0.0.23"),
+        ("px-1", "pg-2: {role: database", "pg-2: {role: proxy", "seed `pg-2` has role `proxy`, which has no vote"),
+        ("px-1", "pg-2: {role: database", "pg-9: {role: database", "seed `pg-2` is not among the members"),
+        ("px-1", "address: 10.0.0.12}", "address: 10.0.0.42}", "address 10.0.0.42, the seeds say 10.0.0.12"),
+        ("px-1", "client_networks", &format!("{founding}client_networks"), "has no vote, but its seed carries"),
+        ("pg-1", "slot: pg-1\nrole: database", "slot: pg-1\nrole: proxy", "slot `pg-1` of role `proxy` is among"),
+    ] {
+        let good = section_of(slot);
+        assert!(good.contains(from), "{from}");
+        let found = NodeSpec::from_text(&good.replacen(from, to, 1), "user-data").expect_err("accepted");
+        assert!(found.iter().any(|p| p.what.contains(expected)), "{expected}: {found:#?}");
+        assert!(found.iter().all(|p| !p.remedy.is_empty()), "{found:#?}");
+    }
+}

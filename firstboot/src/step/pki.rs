@@ -22,25 +22,18 @@ pub(super) fn apply(host: &Host, spec: &NodeSpec, secrets: &Secrets) -> Result<(
     write_once(&kept.join("intermediate.pem"), intermediate.cert.as_bytes(), 0o644)?;
     let signer = Signer::new(&intermediate.cert, intermediate.key.expose())?;
     let ip = spec.ip().context("the specification gives this node no address")?;
-    let vip = spec.vip.as_ref().map(|vip| vip.address.addr());
-    let leaves = [
-        Leaf::agent(&spec.slot, ip, spec.cluster.uuid),
-        Leaf::etcd(&spec.slot, ip, spec.cluster.uuid),
-        Leaf::patroni(&spec.slot, ip),
-        Leaf::postgresql(&spec.slot, &spec.cluster.name, ip, vip),
-        Leaf::haproxy(&spec.slot),
-    ];
+    let leaves = pki::leaves(spec, ip);
     for leaf in &leaves {
         if pki::ensure(&kept, leaf, &signer)? {
             tracing::info!("certificate `{}` issued", leaf.name);
         }
     }
-    hand_out(host, secrets.ca.as_bytes())
+    hand_out(host, secrets.ca.as_bytes(), &leaves)
 }
 
-fn hand_out(host: &Host, root: &[u8]) -> Result<()> {
+fn hand_out(host: &Host, root: &[u8], leaves: &[Leaf]) -> Result<()> {
     let kept = host.layout.pki();
-    for (name, user) in COPIES {
+    for (name, user) in COPIES.into_iter().filter(|(name, _)| leaves.iter().any(|leaf| leaf.name == *name)) {
         let owner = Some(Owner { user, group: user });
         let directory = host.layout.service_pki(name);
         durable::write_volatile(&directory.join("ca.pem"), root, 0o444, None)?;
