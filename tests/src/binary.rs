@@ -29,24 +29,27 @@ pub fn firstboot() -> Cmd {
 }
 
 fn build(name: &str) -> PathBuf {
-    let target = target_dir();
+    let profile = profile_dir();
+    let target = profile.parent().map_or_else(|| workspace::root().join("target"), Path::to_owned);
+    // In the profile of the caller: a second one would mean building everything twice.
+    let release = profile.ends_with("release").then_some("--release");
     // Together with this package: alone, a program needs fewer features of its dependencies, and cargo would build all of
     // them a second time.
     let packages = ["--package", "pgkiln-tests", "--package", name];
     let cargo = Cmd::new(&table::CARGO).args(["build", "--quiet"]).args(packages).args(["--bin", name]);
-    let built = cargo.arg("--target-dir").arg(&target).current_dir(workspace::root()).run();
+    let built = cargo.args(release).arg("--target-dir").arg(&target).current_dir(workspace::root()).run();
     built.unwrap_or_else(|error| panic!("building {name}: {error:#}"));
-    target.join("debug").join(name)
+    target.join(if release.is_some() { "release" } else { "debug" }).join(name)
 }
 
-/// Where this test or program itself was built (`target/debug/deps/<test>`, `target/debug/<program>`).
-fn target_dir() -> PathBuf {
+/// Where this test or program itself was built (`target/debug/deps/<test>`, `target/release/<program>`).
+fn profile_dir() -> PathBuf {
     let own = std::env::current_exe().ok();
     let profile = own.as_deref().and_then(Path::parent).map(|dir| match dir.ends_with("deps") {
         true => dir.parent().unwrap_or(dir),
         false => dir,
     });
-    profile.and_then(Path::parent).map_or_else(|| workspace::root().join("target"), Path::to_owned)
+    profile.map_or_else(|| workspace::root().join("target/debug"), Path::to_owned)
 }
 
 /// What a finished program said, as text.
