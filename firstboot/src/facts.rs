@@ -27,6 +27,8 @@ pub struct Facts {
     pub data: ExistingData,
     /// Whether a watchdog device exists.
     pub watchdog: bool,
+    /// Size of the file system that carries PostgreSQL's data, in MiB.
+    pub data_mib: u64,
 }
 
 /// What tells this machine from another.
@@ -92,6 +94,7 @@ impl Facts {
                 born: layout.born().exists(),
             },
             watchdog: layout.at("/dev/watchdog").exists(),
+            data_mib: size_mib(layout),
         }
     }
 
@@ -99,6 +102,11 @@ impl Facts {
     pub fn has_data(&self) -> bool {
         self.data.etcd_member || self.data.pg_control || self.data.born
     }
+}
+
+fn size_mib(layout: &Layout) -> u64 {
+    let stat = nix::sys::statvfs::statvfs(&layout.at("/var/lib/postgresql"));
+    stat.map_or(0, |stat| (stat.blocks() * stat.fragment_size()) >> 20)
 }
 
 /// Firmware without an identity says all zeros or all ones.

@@ -38,6 +38,8 @@ pub(crate) const MEMBERS: &str = "members:
   bkp-1: {role: backup, address: 10.0.0.31}
 ";
 
+const BACKUP: &str = "backup: {repository: {type: host, host: bkp-1}, full: Sun 02:00, retention_full: 2}\n";
+
 /// Section of the node in `slot` of that layout; with the founding bundle where it votes.
 pub(crate) fn section_of(slot: &str) -> String {
     let (role, text) = match slot.split('-').next() {
@@ -50,7 +52,7 @@ pub(crate) fn section_of(slot: &str) -> String {
     text.replace("slot: pg-1", &format!("slot: {slot}"))
         .replace("role: node", &format!("role: {role}"))
         .replace("address: 10.0.0.11/24", &format!("address: {address}/24"))
-        .replace("client_networks:", &format!("{MEMBERS}client_networks:"))
+        .replace("client_networks:", &format!("{MEMBERS}{BACKUP}client_networks:"))
 }
 
 /// The node in `slot` of that layout.

@@ -75,6 +75,12 @@ impl ImageInfo {
         Ok(upstream(version))
     }
 
+    /// The same as text.
+    pub fn upstream_of(&self, name: &str) -> Result<String> {
+        let (major, minor, patch) = self.version_of(name)?;
+        Ok(format!("{major}.{minor}.{patch}"))
+    }
+
     /// PostgreSQL's major version.
     pub fn postgresql_major(&self) -> Result<u32> {
         Ok(self.version_of("postgresql")?.0)

@@ -1,6 +1,7 @@
 //! The first-boot agent: `datasource -> NodeSpec; (NodeSpec, Facts, State) -> Plan -> apply steps -> register -> watch`.
 
 pub mod apply;
+pub mod backup;
 pub mod birth;
 pub mod cli;
 pub mod datasource;

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::apply::Cluster;
+use crate::backup::{Backups, Trouble};
 use crate::birth::{self, Agreement, Born, Desk, Record, Replacement, Stage, Voters};
 use crate::durable;
 use crate::etcd::{self, Accounts, Client, Credentials, Endpoint, LeaseId};
@@ -242,6 +243,7 @@ impl Member {
             },
             state: "running".to_owned(),
             since: register::now(),
+            pgbackrest: self.spec().backup.as_ref().and_then(|_| image.upstream_of("pgbackrest").ok()),
         })
     }
 
@@ -326,6 +328,17 @@ impl Cluster for Member {
             }
             false => None,
         };
+        let trouble = Trouble::default();
+        let backups = Backups {
+            layout: self.host.layout.clone(),
+            board: self.host.board.clone(),
+            keys: self.keys(),
+            client: client.clone(),
+            desired: self.desired.clone(),
+            patroni: patroni.clone(),
+            queue_max_mib: crate::backup::queue_max_mib(&self.facts),
+            trouble: trouble.clone(),
+        };
         let watch = Watch {
             layout: self.host.layout.clone(),
             board: self.host.board.clone(),
@@ -337,6 +350,7 @@ impl Cluster for Member {
             zero_loss: spec.postgres.durability == Durability::ZeroLoss,
             voter: spec.is_voter(),
             haproxy: self.desired.runs("haproxy"),
+            repository: trouble.clone(),
             units: self.units(),
             patch: self.patch()?,
         };
@@ -345,6 +359,7 @@ impl Cluster for Member {
         let ended = tokio::select! {
             _ = stop.recv() => Ok(()),
             result = watch.run() => result,
+            () = backups.run() => Ok(()),
             result = keeper => result.context("keeping the slot's lease").and_then(|kept| kept),
         };
         if ended.is_err() && self.desired.runs("patroni") {

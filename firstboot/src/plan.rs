@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use crate::backup;
 use crate::facts::Facts;
 use crate::image_info::ImageInfo;
 use crate::pki;
@@ -43,9 +44,14 @@ impl Desired {
         self.spec().ip().context("the specification gives this node no address")
     }
 
-    /// Whether this node runs a component: its role does, and etcd runs on voters only.
+    /// Whether this node runs a component: its role does, etcd runs on voters only, pgBackRest where there are backups.
     pub fn runs(&self, component: &str) -> bool {
-        self.profile.runs(component) && (component != "etcd" || self.spec().is_voter())
+        self.profile.runs(component)
+            && match component {
+                "etcd" => self.spec().is_voter(),
+                "pgbackrest" => self.spec().backup.is_some(),
+                _ => true,
+            }
     }
 
     /// What rendering etcd's environment looks at.
@@ -187,6 +193,7 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
                 steps.push(("etcd", Lasts::Run, format!("member of {voters}"), Action::Etcd { unit }));
             }
             "patroni" => steps.push(("patroni", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
+            "pgbackrest" => steps.push(("pgbackrest", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
             "haproxy" => steps.push(("haproxy", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
             other => {
                 let what = format!("role `{}` needs `{other}`, which this version does not run", spec.role.name());
@@ -219,6 +226,10 @@ fn config_files(desired: &Desired, facts: &Facts) -> Result<Vec<File>> {
         files.push(File::owned("/run/pgkiln/patroni/patroni.yml", text, 0o600, ("postgres", "postgres")));
         let text = render::sql::reconcile(desired.spec(), &desired.secrets);
         files.push(File::owned("/run/pgkiln/patroni/bootstrap.sql", text, 0o600, ("postgres", "postgres")));
+    }
+    if desired.runs("pgbackrest") {
+        let most = backup::queue_max_mib(facts);
+        files.extend(render::pgbackrest::files(desired, &backup::members(desired.spec()), most)?);
     }
     if desired.runs("haproxy") {
         let text = render::haproxy::config(desired.spec());
@@ -253,9 +264,6 @@ fn refuse_unsupported(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
     }
     if spec.vip.as_ref().is_some_and(|vip| vip.mode != VipMode::None) {
         refuse("a virtual IP is not carried out by this version", "pgkiln.vip", "remove `vip`, or set `mode: none`");
-    }
-    if spec.backup.is_some() {
-        refuse("backups are not carried out by this version", "pgkiln.backup", "remove `backup`");
     }
     if spec.pooler.kind != PoolerKind::None {
         refuse("poolers are not carried out by this version", "pgkiln.pooler", "set `kind: none`");

@@ -45,6 +45,9 @@ pub struct Node {
     pub state: String,
     /// Since when (RFC 3339, UTC).
     pub since: String,
+    /// Version of its pgBackRest: both ends of a backup must have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pgbackrest: Option<String>,
 }
 
 /// The image of a node.
@@ -89,6 +92,16 @@ impl Keys {
     /// Who holds a slot.
     pub fn slot(self, slot: &str) -> String {
         format!("/pgkiln/{}/slots/{slot}", self.0)
+    }
+
+    /// What the cluster agreed about its backups.
+    pub fn backup(self) -> String {
+        format!("/pgkiln/{}/backup", self.0)
+    }
+
+    /// Lock of whoever makes the stanza.
+    pub fn stanza(self) -> String {
+        format!("/pgkiln/{}/lock/stanza", self.0)
     }
 
     /// Lock of membership changes.

@@ -226,6 +226,20 @@ impl Board {
         });
     }
 
+    /// Replaces what is noted about `topic`; `None`: nothing any more.
+    pub fn note_on(&self, topic: &str, note: Option<String>) {
+        let prefix = format!("{topic}: ");
+        self.update(|s| {
+            let said = note.map(|note| format!("{prefix}{note}"));
+            let known = said.as_ref().is_some_and(|said| s.notes.contains(said));
+            s.notes.retain(|old| !old.starts_with(&prefix) || said.as_ref() == Some(old));
+            if !known && let Some(said) = said {
+                tracing::info!("{said}");
+                s.notes.push(said);
+            }
+        });
+    }
+
     /// The agent stops: for good, which makes the boot bad, or until systemd starts it again.
     pub fn failed(&self, problem: Problem, verdict: Verdict) {
         self.update(|s| {
@@ -239,6 +253,18 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_note_on_a_topic() {
+        let board = Board::new(None);
+        board.note("unfenced");
+        for note in ["host down", "host down", "queue full"] {
+            board.note_on("backups", Some(note.to_owned()));
+        }
+        assert_eq!(board.get().notes, ["unfenced", "backups: queue full"]);
+        board.note_on("backups", None);
+        assert_eq!(board.get().notes, ["unfenced"]);
+    }
 
     #[test]
     fn mirrors_changes_only() {

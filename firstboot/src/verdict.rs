@@ -26,6 +26,8 @@ pub struct Health {
     pub irreplaceable: bool,
     /// Why HAProxy does not accept connections; `None`: it does.
     pub haproxy: Option<String>,
+    /// What keeps the repository host from its work.
+    pub repository: Option<Problem>,
     /// Units that systemd has given up on or keeps restarting.
     pub failing: Vec<Unit>,
 }
@@ -54,6 +56,9 @@ pub fn judge(health: &Health) -> (Verdict, Option<String>) {
     }
     if let Some(why) = &health.etcd {
         return (Verdict::Undecided, Some(format!("etcd's quorum: {why}")));
+    }
+    if let Some(problem) = &health.repository {
+        return (Verdict::Undecided, Some(format!("somebody to look at the backups: {}", problem.what)));
     }
     match &health.patroni {
         None => {}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::net::TcpStream;
 
+use crate::backup::Trouble;
 use crate::durable;
 use crate::etcd::Client;
 use crate::layout::Layout;
@@ -48,6 +49,8 @@ pub struct Watch {
     pub voter: bool,
     /// Whether the role runs HAProxy.
     pub haproxy: bool,
+    /// What keeps the repository host from its work.
+    pub repository: Trouble,
     /// Units of the role.
     pub units: Vec<String>,
     /// Cluster-wide settings that the specification changed and Patroni does not know yet.
@@ -94,8 +97,14 @@ impl Watch {
             tracing::info!("verdict: {verdict:?}{}", why.as_ref().map(|w| format!(" ({w})")).unwrap_or_default());
         }
         self.board.verdict(verdict);
+        let problem = self.repository.get();
         match why {
-            Some(why) => self.board.waiting(why),
+            Some(why) => {
+                self.board.waiting(why);
+                if problem.is_some() {
+                    self.board.update(|status| status.error = problem);
+                }
+            }
             None => self.board.update(|status| {
                 status.phase = Phase::Running;
                 status.waiting_for = None;
@@ -116,7 +125,8 @@ impl Watch {
             _ => false,
         };
         let haproxy = if self.haproxy { TcpStream::connect(HAPROXY).await.err().map(|e| e.to_string()) } else { None };
-        Health { etcd, patroni, irreplaceable, haproxy, failing: Vec::new() }
+        let repository = self.repository.get();
+        Health { etcd, patroni, irreplaceable, haproxy, repository, failing: Vec::new() }
     }
 
     /// Whether nobody may take over from this leader. PostgreSQL may already wait for standbys that Patroni has not yet

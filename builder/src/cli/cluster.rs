@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use firstboot::spec::Role;
 use ipnet::IpNet;
 use serde_json::json;
 
 use crate::cluster::{self, Cluster, Options, SeedFormat};
+use crate::lab::Lab;
+use crate::problem::Problem;
 use crate::progress::Ui;
 
 /// Arguments of `pgkiln cluster`.
@@ -27,6 +30,8 @@ enum Command {
     Secret(Secret),
     /// Show what the cluster's directory defines; contacts no node
     Status(Status),
+    /// List the cluster's backups, as its repository host in a lab sees them
+    Backups(Backups),
 }
 
 #[derive(Debug, clap::Args)]
@@ -114,6 +119,15 @@ fn role(text: &str) -> Result<Role, String> {
     }
 }
 
+#[derive(Debug, clap::Args)]
+struct Backups {
+    /// Name of the cluster, or its directory
+    cluster: String,
+    /// Lab that runs the cluster [default: the cluster's name]; elsewhere: `firstboot backups` on a node
+    #[arg(long, value_name = "NAME")]
+    lab: Option<String>,
+}
+
 /// Runs the command.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     match args.command {
@@ -121,6 +135,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         Command::Seed(args) => seed(args, ui),
         Command::Secret(args) => secret(&args, ui),
         Command::Status(args) => status(&args, ui),
+        Command::Backups(args) => backups(&args, ui),
     }
 }
 
@@ -193,6 +208,24 @@ fn status(args: &Status, ui: &Ui) -> anyhow::Result<()> {
         "ca": cluster.ca_pem_path(),
         "intermediate_expires_at": expires.to_string(),
     }))
+}
+
+fn backups(args: &Backups, ui: &Ui) -> anyhow::Result<()> {
+    let definition = cluster::find(&args.cluster)?.definition;
+    let Some(slot) = definition.repositories().next() else {
+        let what = format!("cluster `{}` has no node of role `backup`", definition.name);
+        return Err(Problem::new(what, "cluster.toml", "add one to `nodes`, write its seed and boot it").into());
+    };
+    let lab = Lab::attach(args.lab.as_deref().unwrap_or(&definition.name))?;
+    let done = lab.exec(slot, ["firstboot", "--json", "backups"])?;
+    if !done.status.success() {
+        let said = String::from_utf8_lossy(&done.stderr).trim().to_owned();
+        return Err(Problem::new(said, slot, "see `firstboot status` there").into());
+    }
+    let listed: firstboot::backup::Listed =
+        serde_json::from_slice(&done.stdout).context("reading the node's answer")?;
+    ui.say(listed.to_string().trim_end());
+    ui.result(&listed)
 }
 
 fn describe_expiry(expires: jiff::Timestamp, cluster: &Cluster) -> String {

@@ -49,6 +49,7 @@ fn all(definition: &Definition) -> Vec<Broken> {
     rules.voters(definition);
     rules.addresses(definition);
     rules.postgres(definition);
+    rules.backup(definition);
     rules.broken
 }
 
@@ -161,6 +162,26 @@ impl Rules {
                 let what = format!("virtual address {address} is the address of slot `{slot}`");
                 self.add(&["vip", "address"], what, "use a free address of the subnet");
             }
+        }
+    }
+
+    fn backup(&mut self, definition: &Definition) {
+        let Some(backup) = &definition.backup else { return };
+        let known: Vec<&str> = definition.repositories().collect();
+        match backup.host.as_deref() {
+            _ if known.is_empty() => {
+                let remedy = "add a node with `role = \"backup\"`, or remove `backup`";
+                self.add(&["backup"], "backups without a node of role `backup`", remedy);
+            }
+            Some(host) if !known.contains(&host) => {
+                let what = format!("`{host}` is no node of role `backup`");
+                self.add(&["backup", "host"], what, crate::strict::suggestion(host, &known, "slot"));
+            }
+            _ => {}
+        }
+        if let Some(full) = backup.full.as_deref().filter(|full| !firstboot::spec::is_calendar(full)) {
+            let remedy = "write it like `Sun 02:00` or `daily` (systemd.time(7))";
+            self.add(&["backup", "full"], format!("`{full}` is no time for backups"), remedy);
         }
     }
 

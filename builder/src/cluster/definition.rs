@@ -43,6 +43,23 @@ pub struct Definition {
     pub nodes: Vec<Node>,
     /// PostgreSQL: durability, recovery time, databases, roles, parameters.
     pub postgres: Postgres,
+    /// Backups; without it a node of role `backup` makes them at the usual times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Backup>,
+}
+
+/// When backups are made, and where.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Backup {
+    /// Slot of the repository host [default: the first node of role `backup`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// When full backups are made (systemd calendar expression).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full: Option<String>,
+    /// How many full backups are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_full: Option<u32>,
 }
 
 /// One place in the cluster.
@@ -89,6 +106,7 @@ impl Definition {
             vip: None,
             nodes,
             postgres: Postgres { durability: Durability::ZeroLoss, ..Postgres::default() },
+            backup: None,
         }
     }
 
@@ -133,6 +151,19 @@ impl Definition {
         nodes.map(|node| (node.slot.clone(), member(node))).collect()
     }
 
+    /// Slots of role `backup`.
+    pub fn repositories(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter(|node| self.role_of(node) == Role::Backup).map(|node| node.slot.as_str())
+    }
+
+    /// Backups as the nodes know them.
+    fn backups(&self) -> Option<spec::Backup> {
+        let wanted = self.backup.clone().unwrap_or_default();
+        let host = wanted.host.or_else(|| self.repositories().next().map(str::to_owned))?;
+        let backup = spec::Backup::on_host(host);
+        Some(spec::Backup { full: wanted.full, retention_full: wanted.retention_full, ..backup })
+    }
+
     /// Roles that log in, and so have a password.
     pub fn login_roles(&self) -> impl Iterator<Item = &str> {
         self.postgres.roles.iter().filter(|role| role.login).map(|role| role.name.as_str())
@@ -162,7 +193,7 @@ impl Definition {
             vip: self.vip.clone(),
             client_networks: self.client_networks.clone(),
             postgres: self.postgres.clone(),
-            backup: None,
+            backup: self.backups(),
             pooler: spec::Pooler::default(),
             disks: spec::Disks::default(),
             founding: None,

@@ -27,7 +27,7 @@ mod read;
 mod secrets;
 mod seed;
 
-pub use definition::{Definition, Node};
+pub use definition::{Backup, Definition, Node};
 pub use options::Options;
 pub use read::parse;
 pub use secrets::{SecretsFile, Tokens};

@@ -9,11 +9,11 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use super::check;
-use super::definition::{Definition, Node, SCHEMA};
+use super::definition::{Backup, Definition, Node, SCHEMA};
 use crate::problem::Problems;
 use crate::strict::{Reader, Value};
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "schema",
     "name",
     "uuid",
@@ -26,6 +26,7 @@ const KEYS: [&str; 12] = [
     "vip",
     "nodes",
     "postgres",
+    "backup",
 ];
 
 /// Reads `cluster.toml`; `file` is the name used in messages.
@@ -57,6 +58,7 @@ fn document(r: &mut Reader<'_>, table: &Spanned<DeTable<'_>>) -> Option<Definiti
     let nodes = r.required(table, "", "nodes");
     let nodes = nodes.map(|value| r.array(value, "nodes").iter().map(|item| node(r, item)).collect::<Vec<_>>());
     let postgres = top.get("postgres").map_or_else(Postgres::default, |value| postgres(r, value));
+    let backup = top.get("backup").map(|value| backup(r, value));
     Some(Definition {
         schema: schema?,
         name: name?,
@@ -70,7 +72,25 @@ fn document(r: &mut Reader<'_>, table: &Spanned<DeTable<'_>>) -> Option<Definiti
         vip,
         nodes: nodes?.into_iter().collect::<Option<_>>()?,
         postgres,
+        backup,
     })
+}
+
+fn backup(r: &mut Reader<'_>, value: &Value<'_>) -> Backup {
+    let Some(table) = known_table(r, value, "backup", &["host", "full", "retention_full"]) else {
+        return Backup::default();
+    };
+    let host = table.get("host").and_then(|value| r.text(value, "backup.host"));
+    let full = table.get("full").and_then(|value| r.text(value, "backup.full"));
+    let kept = table.get("retention_full").and_then(|value| Some((value, r.integer(value, "backup.retention_full")?)));
+    let retention_full = kept.and_then(|(value, kept)| {
+        let number = u32::try_from(kept).ok().filter(|kept| *kept > 0);
+        if number.is_none() {
+            r.problem(&value.span(), format!("{kept} full backups cannot be kept"), "keep at least 1");
+        }
+        number
+    });
+    Backup { host, full, retention_full }
 }
 
 fn schema(r: &mut Reader<'_>, value: &Value<'_>) -> Option<i64> {

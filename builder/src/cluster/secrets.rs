@@ -62,6 +62,7 @@ impl SecretsFile {
                 etcd_agent: password()?,
                 etcd_patroni: password()?,
                 etcd_proxy: password()?,
+                repository: password()?,
             },
             roles,
         })

@@ -119,6 +119,37 @@ fn nodes_without_a_vote_get_a_token_and_no_secret() {
 }
 
 #[test]
+fn backups_follow_from_a_repository_host() {
+    let mut definition = layout();
+    let backup = |definition: &Definition| definition.node_spec(&definition.nodes[0], "00").backup;
+    let (usual, without) = (backup(&definition).unwrap(), backup(&options().definition().unwrap()));
+    assert_eq!(
+        (usual.repository.host.as_deref(), usual.full(), usual.retention_full()),
+        (Some("bkp-1"), "Sun 02:00", 2)
+    );
+    assert_eq!(without, None);
+
+    let full = Some("Sat 23:30".to_owned());
+    definition.backup = Some(Backup { host: Some("bkp-1".to_owned()), full: full.clone(), retention_full: Some(4) });
+    let text = definition.to_toml().unwrap();
+    assert_eq!(parse(&text, "cluster.toml").unwrap(), definition, "{text}");
+    let given = backup(&definition).unwrap();
+    assert_eq!((given.full, given.retention_full), (full, Some(4)));
+
+    for (from, to, expected) in [
+        ("host = \"bkp-1\"", "host = \"bkp-2\"", "did you mean `bkp-1`?"),
+        ("host = \"bkp-1\"", "host = \"pg-1\"", "`pg-1` is no node of role `backup`"),
+        ("Sat 23:30", "Saturday at noon", "is no time for backups"),
+        ("retention_full = 4", "retention_full = 0", "keep at least 1"),
+        ("role = \"backup\"", "role = \"proxy\"", "backups without a node of role `backup`"),
+    ] {
+        assert!(text.contains(from), "{from}: {text}");
+        let problems = parse(&text.replacen(from, to, 1), "cluster.toml").unwrap_err().to_string();
+        assert!(problems.contains(expected), "{expected}: {problems}");
+    }
+}
+
+#[test]
 fn who_votes() {
     let voters = |change: fn(&mut Definition)| {
         let mut definition = layout();

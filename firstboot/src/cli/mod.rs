@@ -39,6 +39,8 @@ enum Command {
     Inspect(check::Args),
     /// Say what this node is doing, what is wrong and what to do
     Status,
+    /// List the cluster's backups: on a database node or the repository host, as root
+    Backups,
     /// Follow the status until interrupted
     Watch,
     /// Leave the proxies and hand leadership over before services stop (run by systemd)
@@ -66,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&layout, args, cli.json),
         Command::Inspect(args) => return inspect::run(&layout, args, cli.json),
         Command::Status => status::status(&layout, cli.json),
+        Command::Backups => run::backups(&layout, cli.json),
         Command::Watch => status::watch(&layout, cli.json),
         Command::Handover => run::handover(&layout),
         Command::Verdict => run::verdict(&layout),

@@ -1,4 +1,4 @@
-//! `run`, `handover`, `sql`: what systemd and Patroni start on a node.
+//! `run`, `handover`, `sql`, `backups`: what systemd and Patroni start on a node.
 
 use tracing_subscriber::EnvFilter;
 
@@ -50,6 +50,16 @@ pub(super) fn verdict(layout: &Layout) -> Outcome {
 /// Creates roles, databases and extensions.
 pub(super) fn sql(layout: &Layout, connection: Option<&str>) -> Outcome {
     runtime()?.block_on(crate::sql::reconcile(layout, connection)).map_err(super::problems)
+}
+
+/// Lists the cluster's backups.
+pub(super) fn backups(layout: &Layout, json: bool) -> Outcome {
+    let listed = runtime()?.block_on(crate::backup::list(layout)).map_err(super::problems)?;
+    match json {
+        true => println!("{}", serde_json::to_string(&listed).unwrap_or_default()),
+        false => print!("{listed}"),
+    }
+    Ok(())
 }
 
 /// One thread: the agent waits far more than it computes.

@@ -31,6 +31,8 @@ pub struct Leaf {
     pub name: String,
     /// Slot of the node it is for.
     pub slot: String,
+    /// Whether the slot is its common name, too.
+    pub common_name: bool,
     /// DNS names.
     pub dns: Vec<String>,
     /// Addresses.
@@ -54,7 +56,7 @@ pub mod names {
 
 impl Leaf {
     fn new(name: &str, slot: &str, dns: Vec<String>, ips: Vec<IpAddr>) -> Self {
-        Self { name: name.to_owned(), slot: slot.to_owned(), dns, ips }
+        Self { name: name.to_owned(), slot: slot.to_owned(), common_name: false, dns, ips }
     }
 
     /// The agent's own: server on 8443 and client of peers, etcd and Patroni.
@@ -79,6 +81,11 @@ impl Leaf {
         let mut ips = vec![ip];
         ips.extend(vip);
         Self::new("postgresql", slot, vec![slot.to_owned(), cluster_name.to_owned()], ips)
+    }
+
+    /// pgBackRest, server and client: it knows clients by their common name alone.
+    pub fn pgbackrest(slot: &str, ip: IpAddr) -> Self {
+        Self { common_name: true, ..Self::new("pgbackrest", slot, vec![slot.to_owned()], vec![ip]) }
     }
 
     /// HAProxy as a client of Patroni's health checks.
@@ -123,7 +130,10 @@ impl Signer {
     fn sign(&self, leaf: &Leaf, key: &KeyPair) -> Result<String> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        // No common name: with authentication on, etcd's gateway answers 400 to any client certificate that has one.
+        // Else no common name: with authentication on, etcd's gateway answers 400 to a client certificate that has one.
+        if leaf.common_name {
+            params.distinguished_name.push(DnType::CommonName, &leaf.slot);
+        }
         params.distinguished_name.push(DnType::OrganizationName, &leaf.slot);
         params.distinguished_name.push(DnType::OrganizationalUnitName, &leaf.name);
         for name in &leaf.dns {

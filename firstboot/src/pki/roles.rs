@@ -22,6 +22,9 @@ pub fn leaves_of(spec: &NodeSpec, slot: &str, role: Role, ip: IpAddr) -> Vec<Lea
         leaves.push(Leaf::patroni(slot, ip));
         leaves.push(Leaf::postgresql(slot, &spec.cluster.name, ip, vip));
     }
+    if spec.backup.is_some() && (role.stores_data() || role == Role::Backup) {
+        leaves.push(Leaf::pgbackrest(slot, ip));
+    }
     if role.proxies() {
         leaves.push(Leaf::haproxy(slot));
     }

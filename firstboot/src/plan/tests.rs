@@ -51,11 +51,21 @@ fn steps(slot: &str) -> Vec<String> {
 #[test]
 fn each_role_runs_its_own() {
     insta::assert_snapshot!(steps("pg-1").join("\n"), @r"
-    pki certificates for agent, etcd, patroni, postgresql
-    config etcd.env, root.env, postgres.env, patroni.yml, bootstrap.sql
+    pki certificates for agent, etcd, patroni, postgresql, pgbackrest
+    config etcd.env, root.env, postgres.env, patroni.yml, bootstrap.sql, pgbackrest.conf, environment
     etcd member of pg-1, pg-2, pg-3
     slot lease of slot pg-1
     patroni start patroni.service
+    pgbackrest start pgbackrest.service
+    ");
+    let units =
+        "pgkiln-backup-full.service, pgkiln-backup-full.timer, pgkiln-backup-diff.service, pgkiln-backup-diff.timer";
+    let backup = steps("bkp-1").join("\n").replace(units, "UNITS");
+    insta::assert_snapshot!(backup, @r"
+    pki certificates for agent, pgbackrest
+    config pgbackrest.conf, environment, UNITS
+    slot lease of slot bkp-1
+    pgbackrest start pgbackrest.service
     ");
     insta::assert_snapshot!(steps("px-1").join("\n"), @r"
     pki certificates for agent, haproxy
@@ -71,7 +81,7 @@ fn a_database_without_a_vote_holds_its_slot_before_patroni_starts() {
     wanted.accepted.spec.seeds.remove("pg-1");
     let plan = plan(&wanted, &facts(), &State::default()).unwrap();
     let ids: Vec<_> = plan.steps.iter().map(|step| step.id).collect();
-    assert!(ids.ends_with(&["config", "slot", "patroni"]), "{ids:?}");
+    assert!(ids.ends_with(&["config", "slot", "patroni", "pgbackrest"]), "{ids:?}");
     assert!(!plan.to_string().contains("etcd.env"), "{plan}");
 }
 

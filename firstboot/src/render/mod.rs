@@ -6,6 +6,7 @@ pub mod etcdctl;
 pub mod haproxy;
 pub mod network;
 pub mod patroni;
+pub mod pgbackrest;
 pub mod preset;
 pub mod sql;
 

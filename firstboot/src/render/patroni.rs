@@ -13,6 +13,9 @@ use crate::spec::{Durability, NodeSpec};
 const PKI: &str = "/run/pgkiln/pki/patroni";
 const PG_PKI: &str = "/run/pgkiln/pki/postgresql";
 
+/// Commands of the image that PostgreSQL calls.
+const PROGRAMS: &str = "/usr/lib/pgkiln";
+
 /// The etcd user that Patroni logs in as; its role may write Patroni's own tree only.
 const ETCD_USER: &str = "patroni";
 
@@ -89,6 +92,11 @@ pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
             "pg_ident": super::access::pg_ident(),
         },
     });
+    let mut value = value;
+    if spec.backup.is_some() {
+        value["postgresql"]["recovery_conf"] =
+            json!({"restore_command": format!("{PROGRAMS}/pgbackrest-archive-get %f %p")});
+    }
     let text = serde_saphyr::to_string(&value).context("writing patroni.yml")?;
     Ok(format!("# Written by firstboot at every boot.\n{text}"))
 }
@@ -198,6 +206,10 @@ fn cluster_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
         ("tcp_keepalives_count", "3"),
     ];
     parameters.extend(fixed.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    if desired.spec().backup.is_some() {
+        // What may be lost with the whole cluster.
+        parameters.insert("archive_timeout".to_owned(), "60s".to_owned());
+    }
     for (name, formula) in &desired.profile.cluster_parameters {
         parameters.insert(name.clone(), formula.value(facts));
     }
@@ -225,7 +237,14 @@ fn local_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
     if !all.is_empty() {
         parameters.insert("shared_preload_libraries".to_owned(), all.join(","));
     }
+    let archive = match spec.backup {
+        Some(_) => format!("{PROGRAMS}/pgbackrest-archive-push %p"),
+        // Backups may come later; `archive_mode` would need a restart then.
+        None => "/bin/true".to_owned(),
+    };
     let owned = [
+        ("archive_mode", "on".to_owned()),
+        ("archive_command", archive),
         ("unix_socket_directories", "/run/postgresql".to_owned()),
         ("ssl", "on".to_owned()),
         ("ssl_min_protocol_version", "TLSv1.2".to_owned()),

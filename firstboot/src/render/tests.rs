@@ -109,3 +109,59 @@ fn network_config_problems_name_the_line() {
     let version = network::files(desired().spec(), Some("version: 1\nconfig: []\n"), &links(), "network-config");
     assert!(version.unwrap_err()[0].remedy.contains("version 2"));
 }
+
+fn of_pgbackrest(desired: &crate::plan::Desired, path: &str) -> String {
+    let files = pgbackrest::files(desired, &crate::backup::members(desired.spec()), 4096).unwrap();
+    files.iter().find(|file| file.path == path).map(|file| file.text.clone()).unwrap_or_default()
+}
+
+#[test]
+fn pgbackrest_on_a_database_node() {
+    let desired = crate::fixtures::desired_as("pg-1");
+    insta::assert_snapshot!(of_pgbackrest(&desired, "/run/pgkiln/pgbackrest/pgbackrest.conf"));
+}
+
+#[test]
+fn pgbackrest_on_the_repository_host() {
+    let mut desired = crate::fixtures::desired_as("bkp-1");
+    let files = ["pgbackrest/pgbackrest.conf", "pgbackrest/environment"].map(|name| format!("/run/pgkiln/{name}"));
+    let units = ["full.service", "full.timer", "diff.service", "diff.timer"];
+    let units = units.map(|name| format!("/run/systemd/system/pgkiln-backup-{name}"));
+    let text = |desired: &_| -> String {
+        files.iter().chain(&units).map(|path| format!("## {path}\n{}\n", of_pgbackrest(desired, path))).collect()
+    };
+    insta::assert_snapshot!(text(&desired));
+    // Options that older releases refuse.
+    desired.image.components.get_mut("pgbackrest").unwrap().version = "2.38-1".to_owned();
+    let old = text(&desired);
+    assert!(!["repo1-bundle", "repo1-block", "backup-standby"].iter().any(|option| old.contains(option)), "{old}");
+}
+
+#[test]
+fn patroni_archives_where_there_are_backups() {
+    let text = patroni::config(&crate::fixtures::desired_as("pg-1"), &facts()).unwrap();
+    let config: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    let (here, recovery) = (&config["postgresql"]["parameters"], &config["postgresql"]["recovery_conf"]);
+    assert_eq!(here["archive_command"], "/usr/lib/pgkiln/pgbackrest-archive-push %p");
+    assert_eq!(here["archive_mode"], "on");
+    assert_eq!(recovery["restore_command"], "/usr/lib/pgkiln/pgbackrest-archive-get %f %p");
+}
+
+#[test]
+fn hosts_follow_the_registry() {
+    let peer = |role, address: &str| pgbackrest::Peer { role, address: address.parse().unwrap() };
+    let role = crate::spec::Role::Backup;
+    let peers = [("pg-1".into(), peer(role, "10.0.0.11")), ("bkp-1".into(), peer(role, "10.0.0.99"))].into();
+    let before = "127.0.0.1 localhost\n127.0.1.1 pg-1\n10.0.0.11 pg-1\n10.0.0.31 bkp-1\n10.0.0.50 monitor\n";
+    let after = pgbackrest::hosts(before, &peers);
+    assert_eq!(after, "127.0.0.1 localhost\n127.0.1.1 pg-1\n10.0.0.50 monitor\n10.0.0.99 bkp-1\n10.0.0.11 pg-1\n");
+    assert_eq!(pgbackrest::hosts(&after, &peers), after);
+}
+
+#[test]
+fn segments_are_thrown_away_only_by_a_leader_that_knows_of_no_repository() {
+    use pgbackrest::Gate;
+    assert_eq!(Gate::default().text(), "STANZA=unknown\nLEADS=no\nREPOSITORY=\nQUEUE_FULL=no\n");
+    let gate = Gate { stanza: Some(true), leads: true, repository: Some("fd00::31".parse().unwrap()), full: false };
+    assert_eq!(gate.text(), "STANZA=yes\nLEADS=yes\nREPOSITORY=fd00::31\nQUEUE_FULL=no\n");
+}

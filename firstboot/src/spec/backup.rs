@@ -1,6 +1,11 @@
-//! Where and when backups are made. Read and checked; carried out by nodes that have a repository.
+//! Where and when backups are made.
 
 use serde::{Deserialize, Serialize};
+
+/// Full backups without another word: once a week, when few are awake.
+const FULL: &str = "Sun 02:00";
+/// Full backups kept without another word.
+const RETENTION_FULL: u32 = 2;
 
 /// Backups of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +28,115 @@ pub struct Repository {
     /// `host`: a repository host over TLS.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Name or address of the repository host.
+    /// Slot or address of the repository host, a node of role `backup`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
+}
+
+impl Backup {
+    /// Backups on the node in slot (or at address) `host`.
+    pub fn on_host(host: impl Into<String>) -> Self {
+        let repository = Repository { kind: "host".to_owned(), host: Some(host.into()) };
+        Self { repository, full: None, retention_full: None }
+    }
+
+    /// When full backups are made.
+    pub fn full(&self) -> &str {
+        self.full.as_deref().unwrap_or(FULL)
+    }
+
+    /// When differential backups are made: daily at the time of the full one, which goes first.
+    pub fn diff(&self) -> String {
+        let time = self.full().split_whitespace().find(|part| part.contains(':')).unwrap_or("00:00");
+        format!("*-*-* {time}")
+    }
+
+    /// How many full backups are kept.
+    pub fn retention_full(&self) -> u32 {
+        self.retention_full.unwrap_or(RETENTION_FULL)
+    }
+}
+
+/// Whether `text` is a calendar expression as systemd.time(7) has them, as far as backups need them: a word
+/// (`daily`, `weekly`, `monthly`), or weekdays, a date, a time, a time zone, each optional, with at least one of them.
+pub fn is_calendar(text: &str) -> bool {
+    if ["daily", "weekly", "monthly"].contains(&text) {
+        return true;
+    }
+    let mut parts = text.split_whitespace().peekable();
+    let mut seen = 0;
+    for kind in [is_weekdays, is_date, is_time] {
+        if parts.next_if(|part| kind(part)).is_some() {
+            seen += 1;
+        }
+    }
+    let zone = |part: &&str| {
+        *part == "UTC" || (part.contains('/') && part.chars().all(|c| c.is_alphanumeric() || "/_-+".contains(c)))
+    };
+    parts.next_if(zone);
+    seen > 0 && parts.next().is_none()
+}
+
+fn is_weekdays(part: &str) -> bool {
+    let day = |name: &str| {
+        let short = name.get(..3).unwrap_or_default().to_ascii_lowercase();
+        let full = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"];
+        full.iter().any(|day| day[..3] == short && (name.len() == 3 || name.eq_ignore_ascii_case(day)))
+    };
+    part.split(',').all(|range| range.split("..").all(day))
+}
+
+fn is_date(part: &str) -> bool {
+    let fields: Vec<_> = part.split('-').collect();
+    matches!(fields.len(), 2 | 3) && fields.iter().all(|field| is_field(field, 0, 9999))
+}
+
+fn is_time(part: &str) -> bool {
+    let fields: Vec<_> = part.split(':').collect();
+    let highest = [23, 59, 59];
+    matches!(fields.len(), 2 | 3) && fields.iter().zip(highest).all(|(field, highest)| is_field(field, 0, highest))
+}
+
+/// `*`, numbers, ranges and repetitions: `1,15`, `9..17`, `0/6`.
+fn is_field(field: &str, lowest: u32, highest: u32) -> bool {
+    let number = |text: &str| text.parse::<u32>().is_ok_and(|n| (lowest..=highest).contains(&n));
+    let ranged = |text: &str| text == "*" || text.split("..").count() <= 2 && text.split("..").all(number);
+    let repeated = |text: &str| match text.split_once('/') {
+        Some((from, every)) => ranged(from) && number(every),
+        None => ranged(text),
+    };
+    field.split(',').all(repeated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calendar_expressions() {
+        for good in [
+            "Sun 02:00",
+            "weekly",
+            "*-*-01 03:30",
+            "Mon..Fri 22:00:00",
+            "Sat,sunday 1:00",
+            "Sun 02:00 UTC",
+            "04:00",
+            "Sun 02:00 Europe/Berlin",
+            "*-*-* 0/6:00",
+        ] {
+            assert!(is_calendar(good), "{good}");
+        }
+        for bad in ["", "Sunday at 2", "25:00", "Son 02:00", "02:00 Sun", "never", "02:00; rm"] {
+            assert!(!is_calendar(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn differential_backups_are_daily_at_the_same_time() {
+        let mut backup = Backup::on_host("bkp-1");
+        assert_eq!((backup.full(), backup.diff().as_str(), backup.retention_full()), ("Sun 02:00", "*-*-* 02:00", 2));
+        backup.full = Some("monthly".to_owned());
+        assert_eq!(backup.diff(), "*-*-* 00:00");
+    }
 }

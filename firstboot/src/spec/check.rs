@@ -50,6 +50,40 @@ pub(super) fn check(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
     address(r, node, spec);
     postgres(r, node, spec);
     founding(r, node, spec);
+    backup(r, node, spec);
+}
+
+fn backup(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
+    let Some(backup) = &spec.backup else {
+        if spec.role == super::Role::Backup {
+            let remedy = "add `backup: {repository: {type: host, host: …}}` with this slot";
+            r.problem(line(node, &["role"]), "role `backup` without `backup`", remedy);
+        }
+        return;
+    };
+    let at = line(node, &["backup", "repository"]);
+    let hosts = spec.members_that(|role| role == super::Role::Backup);
+    let known: Vec<_> = hosts.keys().map(String::as_str).collect();
+    match backup.repository.host.as_deref() {
+        None => r.problem(at, "`backup.repository` names no `host`", "name the slot of role `backup`"),
+        Some(host) if hosts.iter().any(|(slot, ip)| slot == host || host.parse() == Ok(*ip)) => {}
+        Some(host) if known.is_empty() => {
+            let what = format!("repository host `{host}`: no node has role `backup`");
+            r.problem(at, what, "add a node of role `backup`, or remove `backup`");
+        }
+        Some(host) => {
+            let what = format!("repository host `{host}` is no node of role `backup`");
+            r.problem(at, what, super::reader::suggestion(host, &known, "slot"));
+        }
+    }
+    if !super::is_calendar(backup.full()) {
+        let what = format!("`{}` is no time for backups", backup.full());
+        r.problem(line(node, &["backup", "full"]), what, "write it like `Sun 02:00` or `daily` (systemd.time(7))");
+    }
+    if backup.retention_full() == 0 {
+        let at = line(node, &["backup", "retention_full"]);
+        r.problem(at, "`backup.retention_full` is 0: every backup would be deleted", "keep at least 1");
+    }
 }
 
 /// On a first boot secrets must come from somewhere.

@@ -65,4 +65,7 @@ pub struct Passwords {
     /// etcd user of the proxies (read only).
     #[serde(serialize_with = "Secret::write")]
     pub etcd_proxy: Secret,
+    /// Encryption of the backup repository.
+    #[serde(serialize_with = "Secret::write")]
+    pub repository: Secret,
 }

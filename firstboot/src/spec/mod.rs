@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use backup::{Backup, Repository};
+pub use backup::{Backup, Repository, is_calendar};
 pub use check::{missing_secrets, pem_sha256};
 pub use founding::{Founding, Intermediate, Passwords, Secrets};
 pub use members::Member;

@@ -234,10 +234,19 @@ fn founding(r: &mut Reader<'_>, node: &Node) -> Option<Founding> {
 }
 
 fn passwords(r: &mut Reader<'_>, node: &Node) -> Option<Passwords> {
-    let keys =
-        ["superuser", "replication", "rewind", "patroni_rest", "etcd_root", "etcd_agent", "etcd_patroni", "etcd_proxy"];
+    let keys = [
+        "superuser",
+        "replication",
+        "rewind",
+        "patroni_rest",
+        "etcd_root",
+        "etcd_agent",
+        "etcd_patroni",
+        "etcd_proxy",
+        "repository",
+    ];
     r.mapping(node, "pgkiln.founding.passwords", &keys);
-    let [superuser, replication, rewind, patroni_rest, etcd_root, etcd_agent, etcd_patroni, etcd_proxy] =
+    let [superuser, replication, rewind, patroni_rest, etcd_root, etcd_agent, etcd_patroni, etcd_proxy, repository] =
         keys.map(|key| {
             let Some(value) = r.optional(node, key) else {
                 let remedy = "write the seed again with `pgkiln cluster seed --embed-secrets`";
@@ -255,5 +264,6 @@ fn passwords(r: &mut Reader<'_>, node: &Node) -> Option<Passwords> {
         etcd_agent: etcd_agent?,
         etcd_patroni: etcd_patroni?,
         etcd_proxy: etcd_proxy?,
+        repository: repository?,
     })
 }

@@ -74,6 +74,27 @@ fn one_wrong_thing_each() {
 }
 
 #[test]
+fn backups_need_a_repository_host_and_a_time() {
+    let with = |from: &str, to: &str| {
+        let good = crate::fixtures::section_of("bkp-1");
+        assert!(good.contains(from), "{from}");
+        NodeSpec::from_text(&good.replacen(from, to, 1), "user-data")
+    };
+    assert!(with("host: bkp-1", "host: 10.0.0.31").is_ok(), "by address");
+    for (from, to, expected) in [
+        ("host: bkp-1", "host: pg-1", "repository host `pg-1` is no node of role `backup`"),
+        ("host: bkp-1", "host: bkp-2", "did you mean `bkp-1`?"),
+        ("type: host, host: bkp-1", "type: host", "names no `host`"),
+        ("full: Sun 02:00", "full: sometimes", "`sometimes` is no time for backups"),
+        ("retention_full: 2", "retention_full: 0", "every backup would be deleted"),
+        ("backup: {repo", "# backup: {repo", "role `backup` without `backup`"),
+    ] {
+        let found = with(from, to).expect_err("accepted");
+        assert!(found.iter().any(|p| p.to_string().contains(expected)), "{expected}: {found:#?}");
+    }
+}
+
+#[test]
 fn a_first_boot_needs_secrets() {
     let mut spec = NodeSpec::from_text(GOOD, "user-data").expect("good");
     assert!(missing_secrets(&spec, "user-data").is_none());

@@ -10,8 +10,13 @@ use crate::pki::{self, Leaf, Signer};
 use crate::spec::{NodeSpec, Secrets};
 
 /// Who gets a certificate handed out: its name, which is the directory's too, and the user that reads it.
-const COPIES: [(&str, &str); 4] =
-    [("etcd", "etcd"), ("patroni", "postgres"), ("postgresql", "postgres"), ("haproxy", "haproxy")];
+const COPIES: [(&str, &str); 5] = [
+    ("etcd", "etcd"),
+    ("patroni", "postgres"),
+    ("postgresql", "postgres"),
+    ("pgbackrest", "postgres"),
+    ("haproxy", "haproxy"),
+];
 
 pub(super) fn apply(host: &Host, spec: &NodeSpec, secrets: &Secrets) -> Result<()> {
     let kept = host.layout.pki();

@@ -18,7 +18,7 @@ pub(super) struct Change {
 }
 
 /// Keys that may change while the node lives, and what becomes of the change; the first match counts.
-const RELOADABLE: [(&str, &str); 8] = [
+const RELOADABLE: [(&str, &str); 9] = [
     ("config", "applied at this boot"),
     ("spec.client_networks", "applied to this node at this boot"),
     (
@@ -26,6 +26,7 @@ const RELOADABLE: [(&str, &str); 8] = [
         "applied to this node at this boot; cluster-wide ones go to Patroni and, if they need it, wait for \
          PostgreSQL's next restart: `patronictl list` says so",
     ),
+    ("spec.backup", "applied to this node at this boot"),
     ("spec.postgres.durability", "goes to Patroni, for the whole cluster, once PostgreSQL runs here"),
     ("spec.postgres.rto", "goes to Patroni, for the whole cluster, once PostgreSQL runs here"),
     ("spec.postgres.roles", "created or altered when this node leads; removed ones stay in the database"),
