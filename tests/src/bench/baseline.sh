@@ -6,8 +6,14 @@ set -e
 name=$1 address=$2 nodes=$3
 umask 022
 until systemctl list-units >/dev/null 2>&1; do sleep 0.05; done
-ip address add "$address/24" dev host0 2>/dev/null || true
-ip link set host0 up
+# Through networkd, which takes away what it did not set itself.
+mkdir -p /run/systemd/network
+printf '[Match]\nName=host0\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n[Address]\nAddress=%s/24\n' "$address" \
+    >/run/systemd/network/10-baseline.network
+until ip -4 -o address show dev host0 | grep -q "$address"; do
+    networkctl reload 2>/dev/null || true
+    sleep 0.05
+done
 dir=/run/baseline
 mkdir -p $dir
 initial='' hosts=''
