@@ -163,6 +163,18 @@ fn addresses() -> Vec<IpAddr> {
     addresses
 }
 
+/// The link that has `address` now.
+pub fn link_with(layout: &Layout, address: IpAddr) -> Option<Link> {
+    let ip = |entry: &nix::ifaddrs::InterfaceAddress| {
+        let v4 = entry.address.as_ref()?.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+        v4.or_else(|| entry.address.as_ref()?.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+    };
+    let found = nix::ifaddrs::getifaddrs().ok()?.find(|entry| ip(entry) == Some(address))?;
+    let name = found.interface_name;
+    let mac = fs::read_to_string(layout.at(format!("/sys/class/net/{name}/address"))).ok()?;
+    Some(Link { mac: mac.trim().to_lowercase(), name })
+}
+
 /// Whether `address` is configured on this machine now.
 pub fn has_address(address: IpAddr) -> bool {
     addresses().contains(&address)

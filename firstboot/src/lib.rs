@@ -34,4 +34,5 @@ pub mod stored;
 pub mod tool;
 pub mod user_data;
 pub mod verdict;
+pub mod vip;
 pub mod watch;

@@ -194,6 +194,13 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
             }
             "patroni" => steps.push(("patroni", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
             "pgbackrest" => steps.push(("pgbackrest", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
+            "keepalived" => {
+                let Some(vip) = spec.lan_vip() else { continue };
+                // Which interface it will be is known when the network is up: rendered again then.
+                let secret = &desired.secrets.passwords.etcd_proxy;
+                render::keepalived::config(spec, secret, &render::keepalived::candidates(spec), "lo")?;
+                steps.push(("keepalived", Lasts::Run, format!("virtual IP {}", vip.addr()), Action::Keepalived { unit }));
+            }
             "haproxy" => steps.push(("haproxy", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
             other => {
                 let what = format!("role `{}` needs `{other}`, which this version does not run", spec.role.name());
@@ -262,8 +269,13 @@ fn refuse_unsupported(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
         let what = format!("role `{}` is not carried out by this version", spec.role.name());
         refuse(&what, "pgkiln.role", "use role node, database, etcd, proxy or backup");
     }
-    if spec.vip.as_ref().is_some_and(|vip| vip.mode != VipMode::None) {
-        refuse("a virtual IP is not carried out by this version", "pgkiln.vip", "remove `vip`, or set `mode: none`");
+    if spec.vip.as_ref().is_some_and(|vip| vip.mode == VipMode::Cloud) {
+        let what = "a virtual IP moved by the cloud is not carried out by this version";
+        refuse(what, "pgkiln.vip", "remove `vip`, or set `mode: none`");
+    }
+    if spec.lan_vip().is_some_and(|vip| vip.addr().is_ipv6()) {
+        let what = "a virtual IPv6 address is not carried out by this version";
+        refuse(what, "pgkiln.vip", "use a free IPv4 address of the subnet, or remove `vip`");
     }
     if spec.pooler.kind != PoolerKind::None {
         refuse("poolers are not carried out by this version", "pgkiln.pooler", "set `kind: none`");

@@ -85,6 +85,19 @@ pub struct IgnoredKey {
     pub line: u64,
 }
 
+/// The virtual IP, as seen from one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipStatus {
+    /// The address.
+    pub address: std::net::IpAddr,
+    /// Whether Keepalived has given it to this node.
+    pub here: bool,
+    /// MAC address that answers for it when it is here.
+    pub mac: Option<String>,
+    /// Why this node does not claim it.
+    pub problem: Option<Problem>,
+}
+
 /// The object of `firstboot status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -108,6 +121,9 @@ pub struct Status {
     pub verdict: Verdict,
     /// Why the agent failed.
     pub error: Option<Problem>,
+    /// The virtual IP, as seen from this node; `null`: none is moved by Keepalived.
+    #[serde(default)]
+    pub vip: Option<VipStatus>,
     /// Things a reader should know although the node works (stored specification in use, unfenced …).
     #[serde(default)]
     pub notes: Vec<String>,
@@ -128,6 +144,7 @@ impl Default for Status {
             steps: Vec::new(),
             verdict: Verdict::Undecided,
             error: None,
+            vip: None,
             notes: Vec::new(),
             ignored_keys: Vec::new(),
         }

@@ -31,6 +31,7 @@ pub struct Tool {
     stdin: Option<Vec<u8>>,
     user: Option<(u32, u32)>,
     limit: Duration,
+    answers: Vec<i32>,
 }
 
 impl Tool {
@@ -43,6 +44,7 @@ impl Tool {
             stdin: None,
             user: None,
             limit: Duration::from_secs(60),
+            answers: vec![0],
         }
     }
 
@@ -88,7 +90,13 @@ impl Tool {
         self
     }
 
-    /// Runs to the end and returns stdout; any other end than exit status 0 is [`Failed`].
+    /// Exit statuses that are answers rather than failures, besides 0.
+    pub fn answers(mut self, codes: &[i32]) -> Self {
+        self.answers.extend(codes);
+        self
+    }
+
+    /// Runs to the end and returns stdout; any other end than exit status 0 (or another answer) is [`Failed`].
     pub async fn run(self) -> Result<String> {
         let mut child = self.command().spawn().with_context(|| format!("starting `{self}`"))?;
         if let (Some(input), Some(mut pipe)) = (self.stdin.clone(), child.stdin.take()) {
@@ -102,7 +110,7 @@ impl Tool {
                 return Err(Failed { command: self.to_string(), outcome, stderr: String::new(), code: None }.into());
             }
         };
-        if !output.status.success() {
+        if !output.status.code().is_some_and(|code| self.answers.contains(&code)) {
             return Err(Failed {
                 command: self.to_string(),
                 outcome: outcome(output.status),

@@ -28,6 +28,8 @@ pub struct Health {
     pub haproxy: Option<String>,
     /// What keeps the repository host from its work.
     pub repository: Option<Problem>,
+    /// Why the virtual IP is not claimed here; `None`: it may be.
+    pub vip: Option<String>,
     /// Units that systemd has given up on or keeps restarting.
     pub failing: Vec<Unit>,
 }
@@ -73,9 +75,10 @@ pub fn judge(health: &Health) -> (Verdict, Option<String>) {
         let why = "a synchronous standby: until there is one nobody may take over from this leader";
         return (Verdict::Undecided, Some(why.to_owned()));
     }
-    match &health.haproxy {
-        Some(why) => (Verdict::Undecided, Some(format!("HAProxy: {why}"))),
-        None => (Verdict::Good, None),
+    match (&health.haproxy, &health.vip) {
+        (Some(why), _) => (Verdict::Undecided, Some(format!("HAProxy: {why}"))),
+        (None, Some(why)) => (Verdict::Undecided, Some(format!("the virtual IP: {why}"))),
+        (None, None) => (Verdict::Good, None),
     }
 }
 
@@ -138,6 +141,7 @@ mod tests {
             (Health { etcd: Some("no leader".into()), ..good.clone() }, Verdict::Undecided),
             (Health { irreplaceable: true, ..good.clone() }, Verdict::Undecided),
             (Health { haproxy: Some("connection refused".into()), ..good.clone() }, Verdict::Undecided),
+            (Health { vip: Some("answered by 02:00:00:00:00:99".into()), ..good.clone() }, Verdict::Undecided),
             (Health { failing: vec![unit("activating", 1)], ..good.clone() }, Verdict::Good),
             (Health { failing: vec![unit("activating", 9)], ..good.clone() }, Verdict::Bad),
             (Health { failing: vec![unit("failed", 0)], ..good }, Verdict::Bad),

@@ -126,7 +126,9 @@ impl Watch {
         };
         let haproxy = if self.haproxy { TcpStream::connect(HAPROXY).await.err().map(|e| e.to_string()) } else { None };
         let repository = self.repository.get();
-        Health { etcd, patroni, irreplaceable, haproxy, repository, failing: Vec::new() }
+        let vip = self.board.get().vip.and_then(|vip| vip.problem);
+        let vip = vip.map(|problem| format!("{}; {}", problem.what, problem.remedy));
+        Health { etcd, patroni, irreplaceable, haproxy, repository, vip, failing: Vec::new() }
     }
 
     /// Whether nobody may take over from this leader. PostgreSQL may already wait for standbys that Patroni has not yet

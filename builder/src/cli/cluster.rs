@@ -62,6 +62,9 @@ struct New {
     /// Default route of the nodes
     #[arg(long, value_name = "ADDRESS")]
     gateway: Option<IpAddr>,
+    /// Virtual IP of the HAProxies, moved by Keepalived: a free address of the nodes' network
+    #[arg(long, value_name = "ADDRESS")]
+    vip: Option<IpAddr>,
     /// Database to create
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
@@ -151,6 +154,7 @@ fn new(args: New, ui: &Ui) -> anyhow::Result<()> {
         subnet: args.subnet,
         prefix_len: args.prefix_len,
         gateway: args.gateway,
+        vip: args.vip,
         database: args.database,
         owner: args.owner,
         client_networks: args.client_networks,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use firstboot::spec::Role;
+use firstboot::spec::{Role, VipMode};
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -157,6 +157,10 @@ impl Rules {
             if !subnet.contains(&address) {
                 let what = format!("virtual address {address} is outside the subnet {subnet}");
                 self.add(&["vip", "address"], what, "use a free address of the subnet");
+            }
+            if vip.mode == VipMode::Lan && definition.nodes.len() == 1 {
+                let what = format!("virtual address {address} has nowhere to move to: there is one node");
+                self.add(&["vip"], what, "remove it (clients use the node's own address), or name three nodes");
             }
             if let Some(slot) = owners.get(&address) {
                 let what = format!("virtual address {address} is the address of slot `{slot}`");

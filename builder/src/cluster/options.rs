@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use firstboot::spec::Role;
+use firstboot::spec::{Role, Vip, VipMode};
 use ipnet::IpNet;
 
 use super::definition::{Definition, Node};
@@ -29,6 +29,8 @@ pub struct Options {
     pub prefix_len: Option<u8>,
     /// Router of that network.
     pub gateway: Option<IpAddr>,
+    /// Virtual IP, moved by Keepalived.
+    pub vip: Option<IpAddr>,
     /// First database.
     pub database: Option<String>,
     /// Its owner; `<database>_app` where none is given.
@@ -52,6 +54,7 @@ impl Options {
         let mut definition = Definition::new(&self.name, subnet, nodes);
         definition.role = self.role.unwrap_or(Role::Node);
         definition.gateway = self.gateway;
+        definition.vip = self.vip(subnet)?;
         definition.client_networks.clone_from(&self.client_networks);
         match (&self.database, &self.owner) {
             (Some(database), owner) => {
@@ -64,6 +67,15 @@ impl Options {
             }
             (None, None) => Ok(definition),
         }
+    }
+
+    fn vip(&self, subnet: IpNet) -> Result<Option<Vip>, Problem> {
+        let Some(address) = self.vip else { return Ok(None) };
+        let address = IpNet::new(address, subnet.prefix_len()).map_err(|_| {
+            let what = format!("virtual address {address} is outside the subnet {subnet}");
+            Problem::new(what, "--vip", "use a free address of the subnet")
+        })?;
+        Ok(Some(Vip { address, mode: VipMode::Lan }))
     }
 
     fn subnet(&self, nodes: &[Node]) -> Result<IpNet, Problem> {

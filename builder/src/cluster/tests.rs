@@ -40,6 +40,24 @@ fn a_definition_survives_its_file() {
 }
 
 #[test]
+fn a_virtual_ip_gets_the_subnets_prefix_and_must_be_of_use() {
+    let with = |vip: &str, nodes: &[&str]| Options {
+        vip: Some(vip.parse().unwrap()),
+        nodes: nodes.iter().map(ToString::to_string).collect(),
+        ..options()
+    };
+    let three = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
+    let vip = with("10.0.0.10", &three).definition().unwrap().vip.unwrap();
+    assert_eq!((vip.address.to_string().as_str(), vip.mode), ("10.0.0.10/24", spec::VipMode::Lan));
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |options: Options| create(&dir.path().join("x"), options.definition().unwrap()).unwrap_err().to_string();
+    assert!(refused(with("10.0.1.10", &three)).contains("10.0.1.10 is outside the subnet 10.0.0.0/24"));
+    assert!(refused(with("10.0.0.12", &three)).contains("10.0.0.12 is the address of slot `pg-2`"));
+    assert!(refused(with("10.0.0.10", &three[..1])).contains("has nowhere to move to: there is one node"));
+    assert!(with("fd00::10", &three).definition().is_ok_and(|d| create(&dir.path().join("y"), d).is_err()));
+}
+
+#[test]
 fn every_file_is_private_and_nothing_is_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = new_cluster(dir.path());

@@ -1,5 +1,5 @@
-//! The main job, end to end and for real: bake, boot three nodes, write through HAProxy, kill the leader's whole node,
-//! count what was lost.
+//! The main job, end to end and for real: bake, boot three nodes, write through the virtual IP, kill the whole node that
+//! leads and holds that address, count what was lost.
 //!
 //! ```text
 //! doctor -> bake -> cluster -> boot -> write -> kill the leader, write on, read back -> killed node returns
@@ -57,21 +57,21 @@ pub struct Outcome {
     pub relocked: bool,
     /// Seconds the bake took.
     pub bake_seconds: f64,
-    /// Seconds from the first node's start to a row read through HAProxy with two replicas streaming.
+    /// Seconds from the first node's start to a row read through the virtual IP with two replicas streaming.
     pub ready_seconds: f64,
     /// Members of the cluster: the leader and its streaming replicas.
     pub members: usize,
     /// Slot that leads at the end.
     pub leader: String,
-    /// Slot that holds the virtual address; this demo has none.
-    pub vip_owner: Option<String>,
+    /// Slot that holds the virtual IP at the end.
+    pub vip_owner: String,
     /// What `pg_stat_replication` says an acknowledged write is worth.
     pub durability: &'static str,
     /// Rows acknowledged to the writer.
     pub acked_writes: usize,
     /// Acknowledged rows that were not there afterwards.
     pub lost_writes: usize,
-    /// Seconds from killing the leader's node to the next acknowledged write.
+    /// Seconds from killing the node that leads and holds the virtual IP to the next write acknowledged through it.
     pub failover_seconds: f64,
     /// Backup and restore; not part of this demo.
     pub backup: Option<serde_json::Value>,
@@ -105,7 +105,10 @@ pub fn run(options: &Options, ui: &Ui) -> anyhow::Result<Outcome> {
     let mut lab = lab::Options::new(place.lab_name(), &baked.root, cluster.definition.subnet);
     lab.state_dir = place.lab_state();
     for (node, seed) in cluster.definition.nodes.iter().zip(seeds) {
-        lab = lab.node(&node.slot, node.address, Some(seed)).publish(&node.slot, READ_WRITE, None);
+        lab = lab.node(&node.slot, node.address, Some(seed));
+    }
+    if let Some(vip) = &cluster.definition.vip {
+        lab = lab.publish(vip.address.addr().to_string(), READ_WRITE, None);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting")?;
     let (lab, told) = match runtime.block_on(scenario::run(lab, &cluster, &steps)) {
@@ -132,7 +135,7 @@ pub fn run(options: &Options, ui: &Ui) -> anyhow::Result<Outcome> {
         ready_seconds: rounded(told.ready),
         members: told.members,
         leader: told.leader.clone(),
-        vip_owner: None,
+        vip_owner: told.vip_owner.clone(),
         durability: told.durability,
         acked_writes: told.acknowledged,
         lost_writes: told.lost,

@@ -1,4 +1,4 @@
-//! The nodes of the demo's lab, asked from outside: through HAProxy as an application, and as root on the node itself.
+//! The nodes of the demo's lab, asked from outside: through the virtual IP as an application, and as root on the node itself.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,17 +25,17 @@ pub(super) struct Nodes {
     pub(super) lab: Arc<Lab>,
     cluster: String,
     slots: BTreeMap<IpAddr, String>,
-    /// Host ports of HAProxy for writing, by slot.
-    ports: BTreeMap<String, u16>,
+    vip: IpAddr,
+    /// Host port that leads to the virtual IP's port for writing.
+    pub(super) port: u16,
 }
 
 impl Nodes {
     pub(super) fn new(lab: Lab, definition: &Definition) -> anyhow::Result<Self> {
         let slots = definition.nodes.iter().map(|node| (node.address, node.slot.clone())).collect();
-        let status = lab.status()?;
-        let published = status.published.into_iter().filter(|published| published.port == READ_WRITE);
-        let ports = published.map(|published| (published.slot, published.host_port)).collect();
-        Ok(Self { lab: Arc::new(lab), cluster: definition.name.clone(), slots, ports })
+        let vip = definition.vip.as_ref().context("the demo's cluster has no virtual IP")?.address.addr();
+        let port = lab.host_port(&vip.to_string(), READ_WRITE)?;
+        Ok(Self { lab: Arc::new(lab), cluster: definition.name.clone(), slots, vip, port })
     }
 
     /// Calls the lab from a thread of its own, so that the writer keeps writing meanwhile.
@@ -47,10 +47,19 @@ impl Nodes {
         tokio::task::spawn_blocking(move || call(&lab)).await.context("asking the lab")?
     }
 
-    /// Host ports of HAProxy for writing, of every node but `except`.
-    pub(super) fn ports(&self, except: Option<&str>) -> Vec<u16> {
-        let others = self.ports.iter().filter(|(slot, _)| Some(slot.as_str()) != except);
-        others.map(|(_, port)| *port).collect()
+    /// How many nodes there are.
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The slots whose interface has the virtual IP.
+    pub(super) async fn vip_owners(&self) -> anyhow::Result<Vec<String>> {
+        let status = self.lab(Lab::status).await?;
+        let has = |addresses: &[String]| {
+            let ips = addresses.iter().filter_map(|address| address.split('/').next()?.parse::<IpAddr>().ok());
+            ips.into_iter().any(|ip| ip == self.vip)
+        };
+        Ok(status.nodes.into_iter().filter(|node| has(&node.addresses)).map(|node| node.slot).collect())
     }
 
     /// The slot whose PostgreSQL answers on this connection; through port 5000 that is the leader.

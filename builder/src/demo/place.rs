@@ -38,6 +38,7 @@ impl Place {
         let options = cluster::Options {
             name: CLUSTER.into(),
             nodes: ["10.0.0.11", "10.0.0.12", "10.0.0.13"].map(String::from).to_vec(),
+            vip: Some("10.0.0.10".parse()?),
             database: Some(CLUSTER.into()),
             client_networks: vec!["10.0.0.0/24".parse()?],
             ..cluster::Options::default()

@@ -23,6 +23,7 @@ const ROWS_AFTER: usize = 200;
 /// When to give up: several times what a slow machine needs.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
+const ALIGNED_WITHIN: Duration = Duration::from_secs(60);
 const FAILED_OVER_WITHIN: Duration = Duration::from_secs(120);
 const RETURNED_WITHIN: Duration = Duration::from_secs(120);
 /// How often something is looked at again.
@@ -34,6 +35,7 @@ pub(super) struct Told {
     pub(super) members: usize,
     pub(super) first_leader: String,
     pub(super) leader: String,
+    pub(super) vip_owner: String,
     pub(super) durability: &'static str,
     pub(super) acknowledged: usize,
     pub(super) lost: usize,
@@ -105,12 +107,15 @@ async fn act(
     let ready = started.elapsed();
     let synchronous = replicas.iter().filter(|replica| replica.synchronous).count();
     let durability = if synchronous > 0 { "zero-loss" } else { "available" };
-    timeline.now(format!("ready: a row read through HAProxy, {} replicas streaming, {durability}", replicas.len()));
-    step.done_with(format!("ready after {:.1}s, {first_leader} leads", ready.as_secs_f64()));
+    timeline.now(format!("ready: a row read through the virtual IP, {} replicas streaming, {durability}", replicas.len()));
+    let owner = vip_owner(nodes).await?;
+    timeline.now(format!("{owner} holds the virtual IP"));
+    step.done_with(format!("ready after {:.1}s, {first_leader} leads, {owner} has the virtual IP", ready.as_secs_f64()));
 
     let step = steps.start("write");
-    let survivors = nodes.ports(Some(&first_leader));
-    let writer = Writer::start(login.clone(), survivors.clone());
+    let first_leader = lead_at_the_address(nodes, &login, first_leader, owner, &mut timeline, &step).await?;
+    let port = [nodes.port];
+    let writer = Writer::start(login.clone(), port.to_vec());
     step.expect_items(ROWS_BEFORE as u64);
     let first = until(WRITTEN_WITHIN, || writer.log().last.map(|(_, answered)| answered)).await;
     timeline.add(first.context("no write was acknowledged")?, "first write acknowledged");
@@ -125,26 +130,28 @@ async fn act(
     step.done_with(format!("{before} rows acknowledged"));
 
     let step = steps.start("kill the leader");
+    anyhow::ensure!(vip_owner(nodes).await? == first_leader, "the virtual IP has left {first_leader} by itself");
     let slot = first_leader.clone();
     let killing = Instant::now();
     nodes.lab(move |lab| lab.kill(&slot)).await?;
     // Every process of the node is gone by now: a write sent from here on reaches its successor or nobody.
     let killed = Instant::now();
-    timeline.add(killing, format!("{first_leader}, which leads, is killed with everything on it"));
+    timeline.add(killing, format!("{first_leader}, which leads and holds the virtual IP, is killed with everything on it"));
     step.detail("waiting for the next acknowledged write");
     let Some(back) = until(FAILED_OVER_WITHIN, || writer.acknowledged_after(killed)).await else {
         return Err(stuck("no write was acknowledged after the leader was killed", FAILED_OVER_WITHIN, nodes).await);
     };
     let failover = back.duration_since(killing);
     if let Some((at, _)) = writer.log().first_error.filter(|(at, _)| *at > killed) {
-        timeline.add(at, "the writer gives up its connection and tries the next node");
+        timeline.add(at, "the writer gives up its connection and connects anew");
     }
-    let session = connected(&login, &survivors).await?;
+    let session = connected(&login, &port).await?;
     let leader = nodes.answering(&session).await?;
     if let Some(at) = promoted(nodes, &leader).await {
         timeline.add(at, format!("the old leader's lease has ended, {leader} takes over"));
     }
-    timeline.add(back, format!("writes go on, {leader} acknowledges"));
+    let vip_owner = vip_owner(nodes).await?;
+    timeline.add(back, format!("writes go on: {vip_owner} has the virtual IP, {leader} acknowledges"));
     let acknowledged = writer.acknowledged();
     until(WRITTEN_WITHIN, || (writer.acknowledged() >= acknowledged + ROWS_AFTER).then_some(())).await;
     let log = writer.stop();
@@ -161,13 +168,14 @@ async fn act(
     timeline.now(format!("{first_leader} is back as a replica"));
     step.done_with(format!("{first_leader} is a replica again"));
 
-    let connect = login.psql_command(*survivors.first().context("no port is published")?, &ca);
+    let connect = login.psql_command(nodes.port, &ca);
     let members = replicas.len() + 1;
     Ok(Told {
         ready,
         members,
         first_leader,
         leader,
+        vip_owner,
         durability,
         acknowledged,
         lost,
@@ -185,7 +193,7 @@ async fn ready(
     timeline: &mut Timeline,
     step: &Step<'_>,
 ) -> anyhow::Result<(String, Vec<Replica>)> {
-    let ports = nodes.ports(None);
+    let ports = [nodes.port];
     step.detail("waiting for a leader");
     let deadline = Instant::now() + READY_WITHIN;
     let (session, leader) = loop {
@@ -195,17 +203,67 @@ async fn ready(
             break (session, leader);
         }
         if Instant::now() > deadline {
-            return Err(stuck("no leader can be reached through HAProxy", READY_WITHIN, nodes).await);
+            return Err(stuck("no leader can be reached through the virtual IP", READY_WITHIN, nodes).await);
         }
         sleep(LOOK).await;
     };
-    timeline.now(format!("{leader} leads and is reached through HAProxy"));
+    timeline.now(format!("{leader} leads and is reached through the virtual IP"));
     step.detail("waiting for replicas");
-    let replicas = streaming(nodes, &leader, ports.len() - 1, READY_WITHIN).await?;
+    let replicas = streaming(nodes, &leader, nodes.count() - 1, READY_WITHIN).await?;
     timeline.now("all replicas stream");
     writer::create_table(&session).await?;
     session.client.query("SELECT n FROM demo_rows", &[]).await.context("reading a row")?;
     Ok((leader, replicas))
+}
+
+/// The one node that holds the virtual IP.
+async fn vip_owner(nodes: &Nodes) -> anyhow::Result<String> {
+    let deadline = Instant::now() + ALIGNED_WITHIN;
+    loop {
+        let mut owners = nodes.vip_owners().await?;
+        if let (1, Some(owner)) = (owners.len(), owners.pop()) {
+            return Ok(owner);
+        }
+        if Instant::now() > deadline {
+            return Err(stuck("not exactly one node holds the virtual IP", ALIGNED_WITHIN, nodes).await);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Sees to it that one node both leads and holds the virtual IP: losing that one is the worst case. The address follows
+/// HAProxy and leadership follows PostgreSQL, so the two meet by chance or by a planned switchover.
+async fn lead_at_the_address(
+    nodes: &Nodes,
+    login: &Login,
+    leader: String,
+    owner: String,
+    timeline: &mut Timeline,
+    step: &Step<'_>,
+) -> anyhow::Result<String> {
+    if leader == owner {
+        return Ok(leader);
+    }
+    step.detail("moving leadership to the holder of the virtual IP");
+    timeline.now(format!("planned switchover from {leader} to {owner}, so that one node leads and holds the address"));
+    let argv = ["patronictl", "switchover", "--leader", &leader, "--candidate", &owner, "--force"];
+    let deadline = Instant::now() + ALIGNED_WITHIN;
+    loop {
+        // Refused until the candidate is synchronous.
+        let _ = nodes.exec(&leader, &argv).await;
+        if let Ok(session) = connected(login, &[nodes.port]).await
+            && nodes.answering(&session).await.is_ok_and(|now| now == owner)
+        {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(stuck(&format!("{owner} does not lead"), ALIGNED_WITHIN, nodes).await);
+        }
+        sleep(LOOK * 10).await;
+    }
+    streaming(nodes, &owner, nodes.count() - 1, ALIGNED_WITHIN).await?;
+    timeline.now(format!("{owner} leads, all replicas stream"));
+    Ok(owner)
 }
 
 /// Waits until `count` replicas stream and, since the cluster is to lose nothing, one of them is waited for and may take

@@ -11,7 +11,7 @@ pub(super) fn of(outcome: &Outcome, told: &Told) -> String {
     format!(
         "\nWhat happened, in seconds since the first node's start:\n{}\n\
          ready        {:.1} s from power-on to a leader and {} streaming replicas\n\
-         failover     {:.1} s without writes (preset `fast`, for one LAN; the default `norm` takes some 10 s longer)\n\
+         failover     {:.1} s without writes through the virtual IP (preset `fast`, for one LAN; the default `norm` takes some 10 s longer)\n\
          writes       {} acknowledged, {} lost\n\
          durability   {}\n",
         told.timeline.render(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -18,6 +19,10 @@ use crate::problem::Problem;
 
 /// A node that does not answer within this is treated as gone; inside one machine an answer takes microseconds.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// The same for a connection that exists: where an address moved away from a dead node nobody would ever reset it.
+const SILENCE_LIMIT_MS: u32 = 3_000;
+/// Seconds without traffic until the node is asked whether it is still there, and between two questions.
+const ASK_SECONDS: u32 = 1;
 
 /// Opens the published ports in the current (the host's) network namespace.
 pub(super) fn listen(options: &Options) -> anyhow::Result<Vec<(Published, TcpListener)>> {
@@ -78,11 +83,19 @@ async fn carry(mut client: TcpStream, target: SocketAddr, mut on: watch::Receive
         return;
     }
     let Ok(Ok(mut node)) = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(target)).await else { return };
-    let _ = (client.set_nodelay(true), node.set_nodelay(true));
+    let _ = (client.set_nodelay(true), node.set_nodelay(true), give_up_on_silence(&node));
     tokio::select! {
         _ = tokio::io::copy_bidirectional(&mut client, &mut node) => {}
         () = gone(&mut on) => {}
     }
+}
+
+/// What is sent must be acknowledged within the limit, and a connection at rest must still have its other end.
+fn give_up_on_silence(node: &TcpStream) -> nix::Result<()> {
+    setsockopt(node, sockopt::KeepAlive, &true)?;
+    setsockopt(node, sockopt::TcpKeepIdle, &ASK_SECONDS)?;
+    setsockopt(node, sockopt::TcpKeepInterval, &ASK_SECONDS)?;
+    setsockopt(node, sockopt::TcpUserTimeout, &SILENCE_LIMIT_MS)
 }
 
 async fn gone(on: &mut watch::Receiver<bool>) {

@@ -47,6 +47,9 @@ enum Command {
     Handover,
     /// Wait until this boot is good or bad (run by systemd before boot-complete.target)
     Verdict,
+    /// Say whether HAProxy here serves clients (run by Keepalived every second)
+    #[command(hide = true)]
+    VipCheck,
     /// Create roles, databases and extensions (run by Patroni when the cluster is founded)
     #[command(hide = true)]
     Sql {
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Watch => status::watch(&layout, cli.json),
         Command::Handover => run::handover(&layout),
         Command::Verdict => run::verdict(&layout),
+        Command::VipCheck => crate::vip::check().map_err(problems),
         Command::Sql { connection, .. } => run::sql(&layout, connection.as_deref()),
     };
     match result {

@@ -63,6 +63,12 @@ fn text(status: &Status) -> String {
     if let Some(error) = &status.error {
         text.push_str(&format!("error: {error}\n"));
     }
+    if let Some(vip) = &status.vip {
+        text.push_str(&format!("virtual IP {}: {}\n", vip.address, if vip.here { "here" } else { "not here" }));
+        if let Some(problem) = &vip.problem {
+            text.push_str(&format!("not claimed: {problem}\n"));
+        }
+    }
     for note in &status.notes {
         text.push_str(&format!("note: {note}\n"));
     }

@@ -4,6 +4,7 @@ pub mod access;
 pub mod etcd;
 pub mod etcdctl;
 pub mod haproxy;
+pub mod keepalived;
 pub mod network;
 pub mod patroni;
 pub mod pgbackrest;

@@ -86,6 +86,11 @@ impl NodeSpec {
         seed.or_else(|| self.members.get(&self.slot).map(|member| member.address))
     }
 
+    /// The virtual IP that Keepalived moves, if there is one.
+    pub fn lan_vip(&self) -> Option<IpNet> {
+        self.vip.as_ref().filter(|vip| vip.mode == VipMode::Lan).map(|vip| vip.address)
+    }
+
     /// Whether this node is one of the voters.
     pub fn is_voter(&self) -> bool {
         self.seeds.contains_key(&self.slot)

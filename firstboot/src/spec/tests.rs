@@ -65,6 +65,13 @@ fn one_wrong_thing_each() {
         ("    orders_app: SCRAM", "    other: SCRAM", "missing secret: no verifier for role `orders_app`"),
         ("client_networks: [10.0.0.0/16]", "client_networks: 10.0.0.0/16", "must be a list"),
         ("role: node", "role: node\nfoo", "user-data:"),
+        ("role: node", "role: node\nvip: {address: 10.0.1.10/24, mode: lan}", "is outside the subnet 10.0.0.0/24"),
+        ("role: node", "role: node\nvip: {address: 10.0.0.12/24, mode: lan}", "is the address of slot `pg-2`"),
+        (
+            "seeds: {pg-1: 10.0.0.11, pg-2: 10.0.0.12, pg-3: 10.0.0.13}",
+            "seeds: {pg-1: 10.0.0.11}\nvip: {address: 10.0.0.10/24, mode: lan}",
+            "has nowhere to move to: there is one node",
+        ),
     ];
     for (from, to, expected) in cases {
         let found = problems(&with(from, to));

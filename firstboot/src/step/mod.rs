@@ -5,6 +5,7 @@
 mod clock;
 mod hostname;
 mod identity;
+mod keepalived;
 mod network;
 mod pki;
 mod ssh;
@@ -80,6 +81,11 @@ pub enum Action {
     },
     /// Holds this slot's lease.
     Slot,
+    /// Moves the virtual IP.
+    Keepalived {
+        /// Keepalived's unit.
+        unit: String,
+    },
     /// Starts a unit.
     Start {
         /// The unit.
@@ -168,6 +174,7 @@ impl Action {
             Self::Pki { spec } => pki::apply(host, spec, &desired.secrets),
             Self::Files(files) => files.iter().try_for_each(|file| file.write(&host.layout)),
             Self::Start { unit } => units::start(host, unit).await,
+            Self::Keepalived { unit } => keepalived::apply(host, desired, unit),
             Self::Etcd { .. } | Self::Slot => Ok(()),
         }
     }

@@ -87,6 +87,9 @@ impl Builder {
                 options = options.publish(&node.slot, port, None);
             }
         }
+        if let Some(vip) = &cluster.definition.vip {
+            options = options.publish(vip.address.addr().to_string(), 5000, None);
+        }
         let slots = cluster.definition.nodes.iter().map(|node| node.slot.clone()).collect();
         let started = Instant::now();
         let mut dir = dir;
