@@ -59,7 +59,7 @@ global_defs {{
     enable_script_security
     script_user keepalived_script
     vrrp_check_unicast_src
-    vrrp_startup_delay 2
+    vrrp_startup_delay 1
     vrrp_garp_master_refresh 60
 }}
 

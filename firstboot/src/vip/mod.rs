@@ -28,7 +28,7 @@ use crate::render::keepalived;
 use crate::spec::{NodeSpec, Secret};
 use crate::status::{Board, VipStatus};
 use crate::step::{File, Host};
-use crate::tool;
+use crate::tool::{self, Tool};
 
 /// Between looks at whether the address is here.
 const LOOK: Duration = Duration::from_secs(1);
@@ -38,6 +38,8 @@ const AGAIN: Duration = Duration::from_secs(3);
 const LOOKS_PER_PROBE: u32 = 30;
 /// Looks without Keepalived until it is called a problem: systemd starts it again within two.
 const MISSED: u32 = 5;
+/// The same until an address that a killed Keepalived left behind is taken away: its unit does that, if it can.
+const LEFT_BEHIND: u32 = 2;
 /// Where Keepalived of this image writes its process id.
 const PID_FILE: &str = "/run/keepalived.pid";
 const CONFIG: &str = "/run/pgkiln/keepalived/keepalived.conf";
@@ -148,6 +150,9 @@ impl Keeper {
                 }
             });
             missed = if runs { 0 } else { missed + 1 };
+            if missed == LEFT_BEHIND {
+                self.remove().await;
+            }
             if missed == MISSED {
                 self.tell(Some(self.stopped()));
             } else if runs && missed == 0 && looks > 0 {
@@ -158,6 +163,17 @@ impl Keeper {
                 return;
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn remove(&self) {
+        let ip = self.spec.ip().and_then(|ip| facts::link_with(&self.host.layout, ip));
+        if let Some(link) = ip.filter(|_| facts::has_address(self.address)) {
+            let address = format!("{}/32", self.address);
+            match Tool::new("ip").args(["address", "del", &address, "dev", &link.name]).run().await {
+                Ok(_) => tracing::warn!("Keepalived is gone and left {address} behind: removed"),
+                Err(error) => tracing::error!("{error:#}"),
+            }
         }
     }
 

@@ -208,7 +208,7 @@ fn haproxy_dies(cluster: &TestCluster) -> anyhow::Result<()> {
 fn keepalived_dies(cluster: &TestCluster) -> anyhow::Result<()> {
     let before = owner(cluster)?;
     let (seen, ()) = Seen::during(cluster, || {
-        cluster.output(&before, &["systemctl", "kill", "--signal=KILL", "keepalived"])?;
+        cluster.output(&before, &["sh", "-c", "kill -KILL $(cat /run/keepalived.pid)"])?;
         moved(cluster, &before)?;
         Ok(())
     })?;
@@ -265,6 +265,8 @@ fn in_use(cluster: &TestCluster) -> anyhow::Result<()> {
     for slot in &cluster.slots {
         cluster.output(slot, &["systemctl", "stop", "keepalived"])?;
     }
+    // By now the agents have noticed and looked for what was left behind.
+    std::thread::sleep(Duration::from_secs(6));
     let (claimant, user) = (&cluster.slots[0], &cluster.slots[1]);
     cluster.output(user, &["ip", "address", "add", &format!("{VIP}/32"), "dev", "host0"])?;
     cluster.output(claimant, &["systemctl", "restart", "firstboot"])?;
