@@ -32,6 +32,7 @@ pub mod status;
 pub mod step;
 pub mod stored;
 pub mod tool;
+pub mod tune;
 pub mod user_data;
 pub mod verdict;
 pub mod vip;

@@ -19,6 +19,7 @@ use crate::spec::{NodeSpec, PoolerKind, Role, Secrets, VipMode};
 use crate::state::State;
 use crate::step::{Action, File};
 use crate::stored::Accepted;
+use crate::tune::hugepages::Question;
 
 /// Everything that determines what the node must become.
 #[derive(Debug, Clone)]
@@ -192,8 +193,14 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
                 let voters = spec.seeds.keys().cloned().collect::<Vec<_>>().join(", ");
                 steps.push(("etcd", Lasts::Run, format!("member of {voters}"), Action::Etcd { unit }));
             }
-            "patroni" => steps.push(("patroni", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
             "pgbackrest" => steps.push(("pgbackrest", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
+            "patroni" => {
+                if let Some(question) = Question::new(desired, facts)? {
+                    let summary = "from what PostgreSQL says it needs".to_owned();
+                    steps.push(("hugepages", Lasts::Boot, summary, Action::HugePages(question)));
+                }
+                steps.push(("patroni", Lasts::Boot, format!("start {unit}"), Action::Start { unit }));
+            }
             "keepalived" => {
                 let Some(vip) = spec.lan_vip() else { continue };
                 // Which interface it will be is known when the network is up: rendered again then.

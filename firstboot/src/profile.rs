@@ -2,6 +2,7 @@
 //! functions of the machine. Data of the agent, not code: adding a role starts with a file.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use anyhow::{Context, Result};
 use fs_err as fs;
@@ -51,6 +52,8 @@ pub struct Formula {
     pub max: Option<u64>,
     /// `MB` or nothing.
     pub unit: String,
+    /// Who found it out, for `firstboot tune --explain`.
+    pub source: String,
 }
 
 impl Formula {
@@ -62,6 +65,32 @@ impl Formula {
         let sum = ram * self.ram_percent / 100.0 + each + f64::from(facts.cpus) * self.per_cpu + self.plus;
         let value = (sum.max(0.0) as u64).clamp(self.min.unwrap_or(0), self.max.unwrap_or(u64::MAX));
         format!("{value}{}", self.unit)
+    }
+}
+
+impl fmt::Display for Formula {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut terms = Vec::new();
+        if self.ram_percent > 0.0 {
+            terms.push(format!("{} % of memory", self.ram_percent));
+        }
+        if let Some(each) = self.ram_mib_each {
+            terms.push(format!("1 for each {each} MiB of memory"));
+        }
+        if self.per_cpu > 0.0 {
+            terms.push(format!("{} for each processor", self.per_cpu));
+        }
+        if self.plus > 0.0 {
+            terms.push(self.plus.to_string());
+        }
+        f.write_str(&terms.join(" + "))?;
+        for (word, bound) in [("at least", self.min), ("at most", self.max)] {
+            if let Some(bound) = bound {
+                write!(f, ", {word} {bound}")?;
+            }
+        }
+        let bounded = self.min.is_some() || self.max.is_some();
+        if bounded && !self.unit.is_empty() { write!(f, " {}", self.unit) } else { Ok(()) }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::profile::Profile;
 use crate::state::State;
 use crate::status::{Board, Phase};
 use crate::step::Host;
-use crate::{datasource, stored};
+use crate::{datasource, stored, tune};
 
 /// How a run ended without success.
 #[derive(Debug)]
@@ -52,5 +52,7 @@ fn decide(layout: &Layout, board: &Board) -> Result<(Desired, Facts), Vec<Proble
         status.role = Some(accepted.spec.role.name().to_owned());
         status.ignored_keys.clone_from(&accepted.ignored);
     });
-    Ok((Desired { accepted, secrets, image, profile }, facts))
+    let desired = Desired { accepted, secrets, image, profile };
+    tune::notes(&desired, &facts).into_iter().for_each(|note| board.note(note));
+    Ok((desired, facts))
 }

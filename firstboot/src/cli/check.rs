@@ -57,12 +57,17 @@ fn specification(layout: &Layout, args: &Args) -> Result<(Accepted, Secrets), Ve
     Ok((accepted, founding))
 }
 
-fn compute(layout: &Layout, args: &Args) -> Result<(plan::Plan, Accepted), Vec<Problem>> {
+/// Everything that determines what the node would become.
+pub(super) fn desired(layout: &Layout, args: &Args) -> Result<Desired, Vec<Problem>> {
     let (accepted, secrets) = specification(layout, args)?;
     let image = ImageInfo::load(layout).map_err(super::problems)?;
     let profile = Profile::load(layout, accepted.spec.role).map_err(super::problems)?;
+    Ok(Desired { accepted, secrets, image, profile })
+}
+
+fn compute(layout: &Layout, args: &Args) -> Result<(plan::Plan, Accepted), Vec<Problem>> {
+    let desired = desired(layout, args)?;
     let state = State::load(layout).map_err(super::problems)?;
-    let desired = Desired { accepted, secrets, image, profile };
     let plan = plan::plan(&desired, &Facts::gather(layout), &state)?;
     Ok((plan, desired.accepted))
 }

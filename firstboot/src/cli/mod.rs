@@ -4,6 +4,7 @@ mod check;
 mod inspect;
 mod run;
 mod status;
+mod tune;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +42,8 @@ enum Command {
     Status,
     /// List the cluster's backups: on a database node or the repository host, as root
     Backups,
+    /// Show every setting of PostgreSQL and the kernel on this node, and why
+    Tune(tune::Args),
     /// Follow the status until interrupted
     Watch,
     /// Leave the proxies and hand leadership over before services stop (run by systemd)
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => return inspect::run(&layout, args, cli.json),
         Command::Status => status::status(&layout, cli.json),
         Command::Backups => run::backups(&layout, cli.json),
+        Command::Tune(args) => tune::run(&layout, args, cli.json),
         Command::Watch => status::watch(&layout, cli.json),
         Command::Handover => run::handover(&layout),
         Command::Verdict => run::verdict(&layout),

@@ -63,7 +63,7 @@ pub(super) fn backups(layout: &Layout, json: bool) -> Outcome {
 }
 
 /// One thread: the agent waits far more than it computes.
-fn runtime() -> Result<tokio::runtime::Runtime, Vec<Problem>> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Vec<Problem>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| super::problems(error.into()))
 }

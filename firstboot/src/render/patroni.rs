@@ -190,7 +190,7 @@ const CLUSTER_WIDE: [&str; 10] = [
     "wal_level",
 ];
 
-fn cluster_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
+pub(crate) fn cluster_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
     let mut parameters: BTreeMap<String, String> = BTreeMap::new();
     let fixed = [
         ("wal_level", "logical"),
@@ -218,9 +218,11 @@ fn cluster_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
 }
 
 /// Parameters of this node; the specification's win, the agent's own come last.
-fn local_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
+pub(crate) fn local_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
     let spec = desired.spec();
     let mut parameters: BTreeMap<String, String> = BTreeMap::new();
+    // Used where the agent could reserve them, done without where not.
+    parameters.insert("huge_pages".to_owned(), "try".to_owned());
     for (name, formula) in &desired.profile.parameters {
         parameters.insert(name.clone(), formula.value(facts));
     }

@@ -4,6 +4,7 @@
 
 mod clock;
 mod hostname;
+mod hugepages;
 mod identity;
 mod keepalived;
 mod network;
@@ -81,6 +82,8 @@ pub enum Action {
     },
     /// Holds this slot's lease.
     Slot,
+    /// Reserves huge pages.
+    HugePages(crate::tune::hugepages::Question),
     /// Moves the virtual IP.
     Keepalived {
         /// Keepalived's unit.
@@ -174,6 +177,7 @@ impl Action {
             Self::Pki { spec } => pki::apply(host, spec, &desired.secrets),
             Self::Files(files) => files.iter().try_for_each(|file| file.write(&host.layout)),
             Self::Start { unit } => units::start(host, unit).await,
+            Self::HugePages(question) => hugepages::apply(host, question).await,
             Self::Keepalived { unit } => keepalived::apply(host, desired, unit),
             Self::Etcd { .. } | Self::Slot => Ok(()),
         }
