@@ -206,7 +206,12 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
                 // Which interface it will be is known when the network is up: rendered again then.
                 let secret = &desired.secrets.passwords.etcd_proxy;
                 render::keepalived::config(spec, secret, &render::keepalived::candidates(spec), "lo")?;
-                steps.push(("keepalived", Lasts::Run, format!("virtual IP {}", vip.addr()), Action::Keepalived { unit }));
+                steps.push((
+                    "keepalived",
+                    Lasts::Run,
+                    format!("virtual IP {}", vip.addr()),
+                    Action::Keepalived { unit },
+                ));
             }
             "haproxy" => steps.push(("haproxy", Lasts::Boot, format!("start {unit}"), Action::Start { unit })),
             other => {

@@ -158,9 +158,11 @@ impl Rules {
                 let what = format!("virtual address {address} is outside the subnet {subnet}");
                 self.add(&["vip", "address"], what, "use a free address of the subnet");
             }
-            if vip.mode == VipMode::Lan && definition.nodes.len() == 1 {
-                let what = format!("virtual address {address} has nowhere to move to: there is one node");
-                self.add(&["vip"], what, "remove it (clients use the node's own address), or name three nodes");
+            let proxies = definition.nodes.iter().map(|node| definition.role_of(node));
+            let proxies = proxies.filter(|role| matches!(role, Role::Node | Role::Proxy)).count();
+            if vip.mode == VipMode::Lan && proxies < 2 {
+                let what = format!("virtual address {address} has nowhere to move to: {proxies} node(s) run HAProxy");
+                self.add(&["vip"], what, "remove it (clients use the node's own address), or name more nodes");
             }
             if let Some(slot) = owners.get(&address) {
                 let what = format!("virtual address {address} is the address of slot `{slot}`");

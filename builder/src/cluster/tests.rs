@@ -50,10 +50,11 @@ fn a_virtual_ip_gets_the_subnets_prefix_and_must_be_of_use() {
     let vip = with("10.0.0.10", &three).definition().unwrap().vip.unwrap();
     assert_eq!((vip.address.to_string().as_str(), vip.mode), ("10.0.0.10/24", spec::VipMode::Lan));
     let dir = tempfile::tempdir().unwrap();
-    let refused = |options: Options| create(&dir.path().join("x"), options.definition().unwrap()).unwrap_err().to_string();
+    let refused =
+        |options: Options| create(&dir.path().join("x"), options.definition().unwrap()).unwrap_err().to_string();
     assert!(refused(with("10.0.1.10", &three)).contains("10.0.1.10 is outside the subnet 10.0.0.0/24"));
     assert!(refused(with("10.0.0.12", &three)).contains("10.0.0.12 is the address of slot `pg-2`"));
-    assert!(refused(with("10.0.0.10", &three[..1])).contains("has nowhere to move to: there is one node"));
+    assert!(refused(with("10.0.0.10", &three[..1])).contains("has nowhere to move to: 1 node(s) run HAProxy"));
     assert!(with("fd00::10", &three).definition().is_ok_and(|d| create(&dir.path().join("y"), d).is_err()));
 }
 

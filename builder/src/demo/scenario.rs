@@ -107,10 +107,14 @@ async fn act(
     let ready = started.elapsed();
     let synchronous = replicas.iter().filter(|replica| replica.synchronous).count();
     let durability = if synchronous > 0 { "zero-loss" } else { "available" };
-    timeline.now(format!("ready: a row read through the virtual IP, {} replicas streaming, {durability}", replicas.len()));
+    timeline
+        .now(format!("ready: a row read through the virtual IP, {} replicas streaming, {durability}", replicas.len()));
     let owner = vip_owner(nodes).await?;
     timeline.now(format!("{owner} holds the virtual IP"));
-    step.done_with(format!("ready after {:.1}s, {first_leader} leads, {owner} has the virtual IP", ready.as_secs_f64()));
+    step.done_with(format!(
+        "ready after {:.1}s, {first_leader} leads, {owner} has the virtual IP",
+        ready.as_secs_f64()
+    ));
 
     let step = steps.start("write");
     let first_leader = lead_at_the_address(nodes, &login, first_leader, owner, &mut timeline, &step).await?;
@@ -136,7 +140,8 @@ async fn act(
     nodes.lab(move |lab| lab.kill(&slot)).await?;
     // Every process of the node is gone by now: a write sent from here on reaches its successor or nobody.
     let killed = Instant::now();
-    timeline.add(killing, format!("{first_leader}, which leads and holds the virtual IP, is killed with everything on it"));
+    timeline
+        .add(killing, format!("{first_leader}, which leads and holds the virtual IP, is killed with everything on it"));
     step.detail("waiting for the next acknowledged write");
     let Some(back) = until(FAILED_OVER_WITHIN, || writer.acknowledged_after(killed)).await else {
         return Err(stuck("no write was acknowledged after the leader was killed", FAILED_OVER_WITHIN, nodes).await);

@@ -43,7 +43,7 @@ enum Command {
     /// List the cluster's backups: on a database node or the repository host, as root
     Backups,
     /// Show every setting of PostgreSQL and the kernel on this node, and why
-    Tune(tune::Args),
+    Tune(tune::Tune),
     /// Follow the status until interrupted
     Watch,
     /// Leave the proxies and hand leadership over before services stop (run by systemd)
@@ -108,5 +108,15 @@ fn report(problems: &[Problem], json: bool) {
     }
     if json {
         println!("{}", serde_json::json!({"error": problems.first(), "errors": problems}));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
     }
 }

@@ -7,7 +7,7 @@ use crate::tune::{self, Setting, hugepages::Question};
 
 /// What to say.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct Tune {
     /// Say for each setting how it was computed and where the formula comes from
     #[arg(long)]
     explain: bool,
@@ -15,7 +15,7 @@ pub(super) struct Args {
     seed: check::Args,
 }
 
-pub(super) fn run(layout: &Layout, args: &Args, json: bool) -> Outcome {
+pub(super) fn run(layout: &Layout, args: &Tune, json: bool) -> Outcome {
     let desired = check::desired(layout, &args.seed)?;
     let facts = Facts::gather(layout);
     let mut settings = tune::postgresql(&desired, &facts);
@@ -24,7 +24,10 @@ pub(super) fn run(layout: &Layout, args: &Args, json: bool) -> Outcome {
         settings.push(huge_pages(layout, Question::new(&desired, &facts).map_err(super::problems)?)?);
     }
     if json {
-        println!("{}", serde_json::json!({"schema": 1, "memory_mib": facts.memory_mib, "cpus": facts.cpus, "settings": settings}));
+        println!(
+            "{}",
+            serde_json::json!({"schema": 1, "memory_mib": facts.memory_mib, "cpus": facts.cpus, "settings": settings})
+        );
         return Ok(());
     }
     println!("{} MiB of memory, {} processors", facts.memory_mib, facts.cpus);

@@ -55,6 +55,7 @@ fn each_role_runs_its_own() {
     config etcd.env, root.env, postgres.env, patroni.yml, bootstrap.sql, pgbackrest.conf, environment
     etcd member of pg-1, pg-2, pg-3
     slot lease of slot pg-1
+    hugepages from what PostgreSQL says it needs
     patroni start patroni.service
     pgbackrest start pgbackrest.service
     ");
@@ -81,7 +82,7 @@ fn a_database_without_a_vote_holds_its_slot_before_patroni_starts() {
     wanted.accepted.spec.seeds.remove("pg-1");
     let plan = plan(&wanted, &facts(), &State::default()).unwrap();
     let ids: Vec<_> = plan.steps.iter().map(|step| step.id).collect();
-    assert!(ids.ends_with(&["config", "slot", "patroni", "pgbackrest"]), "{ids:?}");
+    assert!(ids.ends_with(&["config", "slot", "hugepages", "patroni", "pgbackrest"]), "{ids:?}");
     assert!(!plan.to_string().contains("etcd.env"), "{plan}");
 }
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use sha2::{Digest, Sha256};
 
 use crate::problem::Problem;
-use crate::spec::{NodeSpec, Secret};
+use crate::spec::{NodeSpec, Role, Secret};
 
 /// Seconds between two advertisements (VRRP version 2 knows whole seconds only). The others take over after three missed
 /// ones and a skew below one second.
@@ -19,9 +19,9 @@ const FIRST_PRIORITY: usize = 150;
 /// VRRP takes eight characters and ignores the rest.
 const PASSWORD_CHARACTERS: usize = 8;
 
-/// The nodes that may hold the virtual IP, the preferred one first.
+/// The nodes that may hold the virtual IP, those with an HAProxy; the preferred one first.
 pub fn candidates(spec: &NodeSpec) -> Vec<(String, IpAddr)> {
-    spec.seeds.iter().map(|(slot, ip)| (slot.clone(), *ip)).collect()
+    spec.members_that(|role| matches!(role, Role::Node | Role::Proxy)).into_iter().collect()
 }
 
 /// `/run/pgkiln/keepalived/keepalived.conf`: holds a password, 0600 root.
@@ -38,12 +38,15 @@ pub fn config(
     let own = candidates.iter().enumerate().find(|(_, (slot, _))| *slot == spec.slot);
     let Some((rank, (_, ip))) = own else {
         let what = format!("slot `{}` is not among the nodes that may hold the virtual IP", spec.slot);
-        return Err(refuse(what, "name it in `seeds`"));
+        return Err(refuse(what, "name it in `members` with role node or proxy"));
     };
     let peers: Vec<IpAddr> = candidates.iter().filter(|(slot, _)| *slot != spec.slot).map(|(_, ip)| *ip).collect();
     if peers.is_empty() {
         let what = format!("the virtual IP {} has nowhere to move to: this node has no peers", vip.addr());
-        return Err(refuse(what, "remove `vip` (clients use the node's own address), or name three `seeds`"));
+        return Err(refuse(
+            what,
+            "remove `vip` (clients use the node's own address), or let a second node run HAProxy",
+        ));
     }
     let priority = FIRST_PRIORITY.saturating_sub(rank);
     if priority == 0 {

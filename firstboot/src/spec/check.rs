@@ -192,7 +192,7 @@ fn address(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
             let what = format!("the virtual IP {} is outside the subnet {}", vip.address.addr(), address.trunc());
             r.problem(at, what, "use a free address of the subnet");
         }
-        if vip.mode == super::VipMode::Lan && spec.seeds.len() == 1 {
+        if vip.mode == super::VipMode::Lan && spec.all_members().len() == 1 {
             let what = format!("the virtual IP {} has nowhere to move to: there is one node", vip.address.addr());
             let remedy = "remove `vip` (clients use the node's own address), or name three `seeds`";
             r.problem(line(node, &["vip"]), what, remedy);

@@ -77,6 +77,8 @@ impl Question {
         let scratch = layout.at(SCRATCH);
         let _ = fs::remove_dir_all(&scratch);
         fs::create_dir_all(&scratch)?;
+        // PostgreSQL's user passes through; the agent's own umask would not let it.
+        fs::set_permissions(&scratch, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
         let asked = self.ask(&scratch.join("data")).await;
         let _ = fs::remove_dir_all(&scratch);
         asked
@@ -107,16 +109,22 @@ impl Question {
         let path = layout.at(PAGES);
         if let Err(error) = fs::OpenOptions::new().write(true).open(&path) {
             let why = error.kind();
-            return Some(format!("huge pages are not reserved: {PAGES} cannot be written here ({why}; in a container the \
-                                 host decides, `firstboot tune --explain` says how many). PostgreSQL uses ordinary pages"));
+            return Some(format!(
+                "huge pages are not reserved: {PAGES} cannot be written here ({why}; in a container the \
+                                 host decides, `firstboot tune --explain` says how many). PostgreSQL uses ordinary pages"
+            ));
         }
         let pages = match self.pages(layout).await {
             // One in a hundred more: the size changes a little with each minor version.
             Ok(pages) => pages + pages.div_ceil(100),
-            Err(error) => return Some(format!("huge pages are not reserved: {error:#}. PostgreSQL uses ordinary pages")),
+            Err(error) => {
+                return Some(format!("huge pages are not reserved: {error:#}. PostgreSQL uses ordinary pages"));
+            }
         };
         if pages * page_mib(layout) > self.memory_mib * MOST_PERCENT / 100 {
-            return Some(format!("huge pages are not reserved: {pages} would leave too little of the machine's memory"));
+            return Some(format!(
+                "huge pages are not reserved: {pages} would leave too little of the machine's memory"
+            ));
         }
         let before = read(&path);
         if before >= pages {

@@ -53,6 +53,9 @@ mod tests {
         let settings = parse(include_str!("../../../images/debian-13/tree/usr/lib/sysctl.d/60-pgkiln.conf"));
         assert!(settings.len() > 8 && settings.iter().all(|setting| !setting.formula.is_empty()), "{settings:?}");
         let keepalive = settings.iter().find(|setting| setting.name == "net.ipv4.tcp_keepalive_intvl").unwrap();
-        assert_eq!((keepalive.value.as_str(), keepalive.formula.as_str()), ("10", "Dead peers are noticed within a minute."));
+        assert_eq!(
+            (keepalive.value.as_str(), keepalive.formula.as_str()),
+            ("10", "Dead peers are noticed within a minute.")
+        );
     }
 }

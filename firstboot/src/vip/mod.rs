@@ -243,7 +243,10 @@ impl Keeper {
         Problem::new(
             format!("{} is configured on {} of this node, and not by Keepalived", self.address, link.name),
             "pgkiln.vip",
-            format!("take it away: `ip address del {} dev {}`; Keepalived starts by itself then", self.address, link.name),
+            format!(
+                "take it away: `ip address del {} dev {}`; Keepalived starts by itself then",
+                self.address, link.name
+            ),
         )
     }
 

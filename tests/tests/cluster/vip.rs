@@ -215,7 +215,8 @@ fn keepalived_dies(cluster: &TestCluster) -> anyhow::Result<()> {
     let (none, several) = seen.tell("Keepalived killed");
     ensure!(none <= MASTER_DOWN + LOOKING && several <= LOOKING, "none for {none:?}, several for {several:?}");
     check_one_answer(cluster)?;
-    cluster.wait_for("Keepalived again", SETTLED, || cluster.output(&before, &["systemctl", "is-active", "keepalived"]))?;
+    cluster
+        .wait_for("Keepalived again", SETTLED, || cluster.output(&before, &["systemctl", "is-active", "keepalived"]))?;
     cluster.wait_healthy(BACK)
 }
 
@@ -232,7 +233,8 @@ fn power_cut(cluster: &TestCluster) -> anyhow::Result<()> {
     cluster.lab.start(&before)?;
     cluster.wait_healthy(BACK)?;
     // The returned node finds the address answered, by a peer: no reason not to take part.
-    cluster.wait_for("Keepalived again", SETTLED, || cluster.output(&before, &["systemctl", "is-active", "keepalived"]))?;
+    cluster
+        .wait_for("Keepalived again", SETTLED, || cluster.output(&before, &["systemctl", "is-active", "keepalived"]))?;
     ensure!(owner(cluster)? == after, "the address moved back");
     Ok(())
 }
