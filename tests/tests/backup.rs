@@ -43,8 +43,9 @@ fn backups(cluster: &TestCluster, slot: &str) -> anyhow::Result<Listed> {
 /// Ends the present WAL segment and waits until it is in the repository.
 fn archive(cluster: &TestCluster) -> anyhow::Result<String> {
     let leader = cluster.leader()?;
-    let sql = "SELECT pg_walfile_name(pg_switch_wal())";
-    let segment = cluster.psql(&leader, sql)?;
+    // A segment with nothing in it is not ended.
+    cluster.psql(&leader, "SELECT pg_logical_emit_message(true, 'test', 'something')")?;
+    let segment = cluster.psql(&leader, "SELECT pg_walfile_name(pg_switch_wal())")?;
     cluster.wait_for(&format!("{segment} in the repository"), ARCHIVED, || {
         let newest = backups(cluster, BKP)?.wal_max.unwrap_or_default();
         ensure!(newest >= segment, "the newest is {newest}");
