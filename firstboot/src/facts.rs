@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::Layout;
+use crate::proxy::{self, servers::Servers};
 
 /// What the machine is and what is on its disks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,9 @@ pub struct Facts {
     pub watchdog: bool,
     /// Size of the file system that carries PostgreSQL's data, in MiB.
     pub data_mib: u64,
+    /// HAProxy's servers as last written; empty if there never were any.
+    #[serde(default)]
+    pub servers: Servers,
 }
 
 /// What tells this machine from another.
@@ -95,6 +99,7 @@ impl Facts {
             },
             watchdog: layout.at("/dev/watchdog").exists(),
             data_mib: size_mib(layout),
+            servers: proxy::kept(layout),
         }
     }
 

@@ -102,6 +102,16 @@ impl Layout {
         self.run().join("haproxy/haproxy.cfg")
     }
 
+    /// HAProxy's runtime socket.
+    pub fn haproxy_socket(&self) -> PathBuf {
+        self.at("/run/haproxy/admin.sock")
+    }
+
+    /// Servers HAProxy was last given, for a boot before the registry can be read.
+    pub fn servers(&self) -> PathBuf {
+        self.lib().join("servers.json")
+    }
+
     /// Directory of the certificates one service may read: `/run/pgkiln/pki/<service>`.
     pub fn service_pki(&self, service: &str) -> PathBuf {
         self.run().join("pki").join(service)

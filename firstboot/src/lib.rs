@@ -1,5 +1,6 @@
 //! The first-boot agent: `datasource -> NodeSpec; (NodeSpec, Facts, State) -> Plan -> apply steps -> register -> watch`.
 
+pub mod alongside;
 pub mod apply;
 pub mod backup;
 pub mod birth;
@@ -7,6 +8,7 @@ pub mod cli;
 pub mod datasource;
 pub mod durable;
 pub mod etcd;
+pub mod etcd_leader;
 pub mod facts;
 #[cfg(test)]
 mod fixtures;
@@ -18,8 +20,10 @@ pub mod notify;
 pub mod patroni;
 pub mod pki;
 pub mod plan;
+pub mod postmaster;
 pub mod problem;
 pub mod profile;
+pub mod proxy;
 pub mod register;
 pub mod render;
 pub mod retry;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::alongside::Alongside;
 use crate::apply::Cluster;
 use crate::backup::{Backups, Trouble};
 use crate::birth::{self, Agreement, Born, Desk, Record, Replacement, Stage, Voters};
@@ -354,12 +355,14 @@ impl Cluster for Member {
             units: self.units(),
             patch: self.patch()?,
         };
+        let alongside = Alongside::new(&self.host.layout, &self.desired, &client, watch.patroni.as_ref())?;
         let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let keeper = self.keeper.take().context("the slot is not held")?;
         let ended = tokio::select! {
             _ = stop.recv() => Ok(()),
             result = watch.run() => result,
             () = backups.run() => Ok(()),
+            never = alongside.run() => match never {},
             result = keeper => result.context("keeping the slot's lease").and_then(|kept| kept),
         };
         if ended.is_err() && self.desired.runs("patroni") {

@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use crate::spec::Secret;
 
+/// A question that is asked again at once.
+const PROBE: Duration = Duration::from_secs(1);
+
 /// `GET /patroni` of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Local {
@@ -87,6 +90,12 @@ impl Patroni {
     /// The node itself.
     pub async fn local(&self) -> Result<Local> {
         self.get("patroni").await
+    }
+
+    /// Whether it accepts writes and holds the leader key: what HAProxy's check asks.
+    pub async fn is_primary(&self) -> bool {
+        let asked = self.http.request(reqwest::Method::OPTIONS, format!("{}/primary", self.base)).timeout(PROBE);
+        asked.send().await.is_ok_and(|response| response.status() == reqwest::StatusCode::OK)
     }
 
     /// The cluster as this node sees it.

@@ -14,6 +14,7 @@ use crate::image_info::ImageInfo;
 use crate::pki;
 use crate::problem::Problem;
 use crate::profile::Profile;
+use crate::proxy;
 use crate::render::{self, Input};
 use crate::spec::{NodeSpec, PoolerKind, Role, Secrets, VipMode};
 use crate::state::State;
@@ -251,8 +252,7 @@ fn config_files(desired: &Desired, facts: &Facts) -> Result<Vec<File>> {
         files.extend(render::pgbackrest::files(desired, &backup::members(desired.spec()), most)?);
     }
     if desired.runs("haproxy") {
-        let text = render::haproxy::config(desired.spec());
-        files.push(File::owned("/run/pgkiln/haproxy/haproxy.cfg", text, 0o640, ("root", "haproxy")));
+        files.extend(proxy::files(desired.spec(), &proxy::first_servers(&facts.servers, desired.spec())));
     }
     Ok(files)
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use firstboot::spec::{self, Durability, NodeSpec, Postgres, Role, Vip};
+use firstboot::spec::{self, Durability, NodeSpec, Postgres, Role, Tweaks, Vip};
 use ipnet::IpNet;
 use serde::Serialize;
 use uuid::Uuid;
@@ -46,6 +46,9 @@ pub struct Definition {
     /// Backups; without it a node of role `backup` makes them at the usual times.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<Backup>,
+    /// Switches of what the agent does beyond the components' own ways.
+    #[serde(skip_serializing_if = "Tweaks::is_default")]
+    pub tweaks: Tweaks,
 }
 
 /// When backups are made, and where.
@@ -107,6 +110,7 @@ impl Definition {
             nodes,
             postgres: Postgres { durability: Durability::ZeroLoss, ..Postgres::default() },
             backup: None,
+            tweaks: Tweaks::default(),
         }
     }
 
@@ -196,6 +200,7 @@ impl Definition {
             backup: self.backups(),
             pooler: spec::Pooler::default(),
             disks: spec::Disks::default(),
+            tweaks: self.tweaks,
             founding: None,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use firstboot::spec::{Database, Durability, PgRole, Postgres, Role, Rto, Vip, VipMode};
+use firstboot::spec::{Database, Durability, PgRole, Postgres, Role, Rto, Tweaks, Vip, VipMode};
 use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::DeTable;
@@ -13,7 +13,7 @@ use super::definition::{Backup, Definition, Node, SCHEMA};
 use crate::problem::Problems;
 use crate::strict::{Reader, Value};
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "schema",
     "name",
     "uuid",
@@ -27,6 +27,7 @@ const KEYS: [&str; 13] = [
     "nodes",
     "postgres",
     "backup",
+    "tweaks",
 ];
 
 /// Reads `cluster.toml`; `file` is the name used in messages.
@@ -59,6 +60,7 @@ fn document(r: &mut Reader<'_>, table: &Spanned<DeTable<'_>>) -> Option<Definiti
     let nodes = nodes.map(|value| r.array(value, "nodes").iter().map(|item| node(r, item)).collect::<Vec<_>>());
     let postgres = top.get("postgres").map_or_else(Postgres::default, |value| postgres(r, value));
     let backup = top.get("backup").map(|value| backup(r, value));
+    let tweaks = top.get("tweaks").map_or_else(Tweaks::default, |value| tweaks(r, value));
     Some(Definition {
         schema: schema?,
         name: name?,
@@ -73,6 +75,7 @@ fn document(r: &mut Reader<'_>, table: &Spanned<DeTable<'_>>) -> Option<Definiti
         nodes: nodes?.into_iter().collect::<Option<_>>()?,
         postgres,
         backup,
+        tweaks,
     })
 }
 
@@ -91,6 +94,18 @@ fn backup(r: &mut Reader<'_>, value: &Value<'_>) -> Backup {
         number
     });
     Backup { host, full, retention_full }
+}
+
+fn tweaks(r: &mut Reader<'_>, value: &Value<'_>) -> Tweaks {
+    let mut tweaks = Tweaks::default();
+    let Some(table) = known_table(r, value, "tweaks", &Tweaks::KEYS) else { return tweaks };
+    for key in Tweaks::KEYS {
+        let given = table.get(key).and_then(|value| r.boolean(value, &format!("tweaks.{key}")));
+        if let (Some(given), Some(switch)) = (given, tweaks.switch(key)) {
+            *switch = given;
+        }
+    }
+    tweaks
 }
 
 fn schema(r: &mut Reader<'_>, value: &Value<'_>) -> Option<i64> {

@@ -53,6 +53,9 @@ enum Command {
     /// Say whether HAProxy here serves clients (run by Keepalived every second)
     #[command(hide = true)]
     VipCheck,
+    /// Save the states of HAProxy's servers (run by systemd before a reload)
+    #[command(hide = true)]
+    HaproxyStates,
     /// Create roles, databases and extensions (run by Patroni when the cluster is founded)
     #[command(hide = true)]
     Sql {
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Handover => run::handover(&layout),
         Command::Verdict => run::verdict(&layout),
         Command::VipCheck => crate::vip::check().map_err(problems),
+        Command::HaproxyStates => run::haproxy_states(&layout),
         Command::Sql { connection, .. } => run::sql(&layout, connection.as_deref()),
     };
     match result {

@@ -47,6 +47,11 @@ pub(super) fn verdict(layout: &Layout) -> Outcome {
     runtime()?.block_on(crate::verdict::wait(layout)).map_err(|problem| vec![problem])
 }
 
+/// Saves what HAProxy knows of its servers.
+pub(super) fn haproxy_states(layout: &Layout) -> Outcome {
+    runtime()?.block_on(crate::proxy::save_states(layout)).map_err(super::problems)
+}
+
 /// Creates roles, databases and extensions.
 pub(super) fn sql(layout: &Layout, connection: Option<&str>) -> Outcome {
     runtime()?.block_on(crate::sql::reconcile(layout, connection)).map_err(super::problems)

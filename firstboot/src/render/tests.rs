@@ -19,7 +19,8 @@ fn patroni_config() {
 
 #[test]
 fn haproxy_config() {
-    insta::assert_snapshot!(haproxy::config(desired().spec()));
+    let spec = desired().accepted.spec;
+    insta::assert_snapshot!(haproxy::config(&spec, &crate::proxy::servers::seeds(&spec.seeds)));
 }
 
 #[test]

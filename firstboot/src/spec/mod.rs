@@ -14,6 +14,7 @@ mod secret;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+mod tweaks;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -29,6 +30,7 @@ pub use members::Member;
 pub use postgres::{Database, Durability, PgRole, Postgres, Rto};
 pub use read::read;
 pub use secret::Secret;
+pub use tweaks::Tweaks;
 
 /// Version of the `pgkiln:` section this agent reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -74,6 +76,9 @@ pub struct NodeSpec {
     /// Disks chosen by serial number.
     #[serde(default, skip_serializing_if = "Disks::is_empty")]
     pub disks: Disks,
+    /// Switches of what is done beyond the components' own ways.
+    #[serde(default, skip_serializing_if = "Tweaks::is_default")]
+    pub tweaks: Tweaks,
     /// Founding bundle: only in the first seeds of the founding voters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub founding: Option<Founding>,

@@ -9,7 +9,7 @@ use super::reader::Reader;
 use super::tree::{self, Node};
 use super::{
     Backup, Cluster, Database, DiskMatch, Disks, Durability, Founding, Intermediate, Join, NodeSpec, Passwords, PgRole,
-    Pooler, PoolerKind, Postgres, Repository, Role, Rto, Secret, Vip, VipMode,
+    Pooler, PoolerKind, Postgres, Repository, Role, Rto, Secret, Tweaks, Vip, VipMode,
 };
 use crate::problem::Problem;
 
@@ -28,6 +28,7 @@ const KEYS: [&str; 15] = [
     "backup",
     "pooler",
     "disks",
+    "tweaks",
     "founding",
 ];
 
@@ -71,6 +72,7 @@ fn section(r: &mut Reader<'_>, node: &Node) -> Option<NodeSpec> {
     let backup = r.optional(node, "backup").map(|n| backup(r, n));
     let pooler = r.optional(node, "pooler").map(|n| pooler(r, n));
     let disks = r.optional(node, "disks").map(|n| disks(r, n));
+    let tweaks = r.optional(node, "tweaks").map(|n| tweaks(r, n));
     let founding = r.optional(node, "founding").map(|n| founding(r, n));
     Some(NodeSpec {
         schema: schema?,
@@ -90,6 +92,7 @@ fn section(r: &mut Reader<'_>, node: &Node) -> Option<NodeSpec> {
         backup: backup.flatten(),
         pooler: pooler.flatten().unwrap_or_default(),
         disks: disks.unwrap_or_default(),
+        tweaks: tweaks.unwrap_or_default(),
         founding: founding.flatten(),
     })
 }
@@ -209,6 +212,18 @@ fn disks(r: &mut Reader<'_>, node: &Node) -> Disks {
         Some(DiskMatch { serial: r.text(serial, "pgkiln.disks.data.serial")? })
     });
     Disks { data }
+}
+
+fn tweaks(r: &mut Reader<'_>, node: &Node) -> Tweaks {
+    r.mapping(node, "pgkiln.tweaks", &Tweaks::KEYS);
+    let mut tweaks = Tweaks::default();
+    for key in Tweaks::KEYS {
+        let given = r.optional(node, key).and_then(|n| r.boolean(n, &format!("pgkiln.tweaks.{key}")));
+        if let (Some(given), Some(switch)) = (given, tweaks.switch(key)) {
+            *switch = given;
+        }
+    }
+    tweaks
 }
 
 fn founding(r: &mut Reader<'_>, node: &Node) -> Option<Founding> {

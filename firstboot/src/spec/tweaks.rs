@@ -1,0 +1,42 @@
+//! What the agent does beyond the components' own ways to shorten an outage. Each is on, and can be switched off alone: to
+//! measure what it gains, or because it is suspected.
+
+use serde::{Deserialize, Serialize};
+
+/// One switch each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tweaks {
+    /// Patroni looks at once when the postmaster dies, instead of within `loop_wait`.
+    pub wake_patroni: bool,
+    /// HAProxy is told who leads the moment the new leader accepts writes, instead of after its checks.
+    pub push_roles: bool,
+    /// etcd's leader stays off the machine of PostgreSQL's primary: one failure then costs one election.
+    pub move_etcd_leader: bool,
+}
+
+impl Default for Tweaks {
+    fn default() -> Self {
+        Self { wake_patroni: true, push_roles: true, move_etcd_leader: true }
+    }
+}
+
+impl Tweaks {
+    /// The keys, with a way to their values.
+    pub const KEYS: [&str; 3] = ["wake_patroni", "push_roles", "move_etcd_leader"];
+
+    /// Whether nothing is switched off.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The switch of a key in [`Tweaks::KEYS`].
+    pub fn switch(&mut self, key: &str) -> Option<&mut bool> {
+        match key {
+            "wake_patroni" => Some(&mut self.wake_patroni),
+            "push_roles" => Some(&mut self.push_roles),
+            "move_etcd_leader" => Some(&mut self.move_etcd_leader),
+            _ => None,
+        }
+    }
+}
