@@ -16,6 +16,7 @@ use pgkiln::lab::{ExecOutput, Lab};
 mod builder;
 mod client;
 mod files;
+mod haproxy;
 mod look;
 mod story;
 

@@ -24,6 +24,9 @@ pub fn baked() -> Option<PathBuf> {
 /// Names the image's own etcd to the tests that talk to a real one.
 pub const ETCD_VARIABLE: &str = "PGKILN_TEST_ETCD";
 
+/// Names the image's own HAProxy likewise.
+pub const HAPROXY_VARIABLE: &str = "PGKILN_TEST_HAPROXY";
+
 /// Bakes `debian-13`; everything that did not change comes from the cache. The root image and the tree it was made from.
 pub fn bake(ui: &Ui) -> anyhow::Result<(PathBuf, PathBuf)> {
     let options = bake::Options {

@@ -30,6 +30,8 @@ use socket::Socket;
 const LOOK: Duration = Duration::from_secs(5);
 /// Between questions to a new leader whether it accepts writes yet.
 const ASK: Duration = Duration::from_millis(100);
+/// A promotion takes less; after that the questions become rare: a standby cluster's leader never is a primary.
+const SOON: Duration = Duration::from_secs(15);
 
 /// `servers.json`: what was written last, for a boot without etcd.
 #[derive(Debug, Serialize, Deserialize)]
@@ -169,8 +171,9 @@ impl Proxy {
     async fn tell(&self, leader: &str, address: IpAddr) -> Result<Vec<String>> {
         // Reading needs no password.
         let patroni = Patroni::new(leader, address, self.tls.clone(), &Secret::new(String::new()))?;
+        let start = tokio::time::Instant::now();
         while !patroni.is_primary().await {
-            tokio::time::sleep(ASK).await;
+            tokio::time::sleep(if start.elapsed() < SOON { ASK } else { LOOK }).await;
         }
         self.socket.lead(leader).await
     }

@@ -66,23 +66,29 @@ impl Source {
 
     /// Keeps `view` as it is in etcd, for ever.
     pub async fn follow(&self, view: &Sender<Option<View>>) {
-        let mut pause = PAUSES[0];
+        let (mut pause, mut said) = (PAUSES[0], false);
         loop {
             let before = tokio::time::Instant::now();
-            if let Err(error) = self.follow_once(view).await {
+            let mut answered = false;
+            if let Err(error) = self.follow_once(view, &mut answered).await
+                && (answered || !said)
+            {
                 tracing::info!("HAProxy's servers stay as they are until etcd answers: {error}");
+                said = true;
             }
+            said &= !answered;
             pause = if before.elapsed() > AGAIN { PAUSES[0] } else { (pause * 2).min(PAUSES[1]) };
             tokio::time::sleep(pause).await;
         }
     }
 
     /// Until a watch ends, or turns out to have missed something.
-    async fn follow_once(&self, view: &Sender<Option<View>>) -> Result<(), Error> {
+    async fn follow_once(&self, view: &Sender<Option<View>>, answered: &mut bool) -> Result<(), Error> {
         // Watches first, so that nothing falls between them and the reading.
         let mut registry = self.client.watch(&self.keys.prefix()).await?;
         let mut leaders = self.client.watch(&self.leader_key()).await?;
         publish(view, self.read().await?);
+        *answered = true;
         loop {
             tokio::select! {
                 events = registry.next() => {

@@ -125,16 +125,17 @@ impl std::fmt::Display for Command {
 /// The commands from `running` to `servers`. Idempotent: applied, the same call has nothing left to say.
 pub fn diff(running: &[Running], servers: &Servers, registry: &Registry) -> Vec<Command> {
     let mut commands = Vec::new();
+    let serves = |slot: &str| running.iter().any(|server| server.name == slot && server.up);
     for backend in BACKENDS {
-        let here = |slot: &str| running.iter().find(|server| server.backend == backend && server.name == slot);
-        for server in running.iter().filter(|server| server.backend == backend) {
-            let wanted = servers.get(&server.name).is_some_and(|wanted| Some(wanted.address) == server.address);
-            if !wanted {
-                commands.push(Command::Remove { backend, slot: server.name.clone() });
-            }
-        }
+        let wanted =
+            |server: &Running| servers.get(&server.name).is_some_and(|wanted| Some(wanted.address) == server.address);
+        // Whoever put it there: what serves is not taken away.
+        let (stays, goes): (Vec<_>, Vec<_>) =
+            running.iter().filter(|server| server.backend == backend).partition(|s| wanted(s) || serves(&s.name));
+        let remove = |server: &Running| Command::Remove { backend, slot: server.name.clone() };
+        commands.extend(goes.into_iter().map(remove));
         for (slot, server) in servers {
-            let present = here(slot).filter(|running| running.address == Some(server.address));
+            let present = stays.iter().find(|running| running.name == *slot);
             let drain = backend == RO && registry.leaves(slot);
             let drained = present.is_some_and(|running| running.drained && !running.maintenance);
             match present {

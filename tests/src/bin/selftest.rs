@@ -74,6 +74,7 @@ fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
     let mut passed = true;
     for filter in passes.into_iter().take(if args.test_args.is_empty() { 2 } else { 1 }) {
         let run = tests(filter).env(image::VARIABLE, &image).env(image::ETCD_VARIABLE, &etcd);
+        let run = run.env(image::HAPROXY_VARIABLE, tree.join("usr/sbin/haproxy"));
         passed &= run.interactive()?.success();
     }
     Ok(passed)

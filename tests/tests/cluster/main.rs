@@ -11,6 +11,7 @@ mod formed;
 mod losses;
 mod outages;
 mod vip;
+mod proxies;
 
 /// A cluster with one of everything a specification can ask for.
 fn full_cluster() -> anyhow::Result<TestCluster> {
@@ -54,6 +55,15 @@ fn three_nodes_from_birth_to_the_loss_of_etcd() {
         ("reboot of all nodes, one by one", outages::one_by_one),
         ("power loss of all nodes at once", outages::all_at_once),
         ("shutdown of all nodes at once", outages::all_stopped),
+        ("HAProxy sends writers to the leader and readers to the replicas", proxies::routing),
+        ("HAProxy: a node that registers and leaves 20 times leaves nothing behind", proxies::twenty_times),
+        ("HAProxy: a server whose entry is gone stays while it serves", proxies::serving),
+        ("HAProxy: a lease that ran out removes no server that serves", proxies::lease),
+        ("HAProxy: a reload keeps what is known, a restart believes nobody", proxies::reload),
+        ("HAProxy: without etcd's quorum nothing changes", proxies::quorum),
+        ("HAProxy: sessions to a primary that is not heard any more end", proxies::blackhole),
+        ("Patroni is woken when the postmaster dies", proxies::postmaster),
+        ("etcd's leader leaves the primary's machine", proxies::etcd_leader),
         ("a changed instance-id alone changes nothing", changes::instance_id),
         ("a missing seed: the stored specification, loudly", changes::seed_removed),
         ("another cluster, role or slot is refused", changes::refused),
