@@ -27,9 +27,9 @@ pub struct Alongside {
 impl Alongside {
     /// Of a node as `desired`; `client` may be logged in as agent or as proxy, `patroni` is the one here.
     pub fn new(layout: &Layout, desired: &Desired, client: &Arc<Client>, patroni: Option<&Patroni>) -> Result<Self> {
-        let (spec, profile) = (desired.spec(), &desired.profile);
+        let spec = desired.spec();
         let (keys, client, tweaks) = (Keys(spec.cluster.uuid), client.clone(), spec.tweaks);
-        let proxy = if profile.runs("haproxy") {
+        let proxy = if desired.runs("haproxy") {
             let source = Source { client: client.clone(), keys, scope: spec.cluster.name.clone() };
             Some(Proxy::new(layout, spec, source, pki::client(&layout.pki(), "agent", None)?))
         } else {
@@ -39,7 +39,7 @@ impl Alongside {
             Some(patroni) => Some((layout.pgdata(desired.image.postgresql_major()?), patroni.clone())),
             None => None,
         };
-        let votes = profile.runs("etcd") && tweaks.move_etcd_leader;
+        let votes = desired.runs("etcd") && tweaks.move_etcd_leader;
         let mover = patroni.filter(|_| votes).map(|patroni| Mover {
             slot: spec.slot.clone(),
             client,

@@ -42,7 +42,7 @@ impl Mover {
             tokio::time::sleep(LOOK).await;
             let both = self.both_here().await;
             since = since.or_else(|| both.then(Instant::now)).filter(|_| both);
-            if !since.is_some_and(|since| since.elapsed() >= SETTLED) {
+            if since.is_none_or(|since| since.elapsed() < SETTLED) {
                 continue;
             }
             match self.give_away().await {

@@ -20,7 +20,7 @@ use crate::durable;
 use crate::layout::Layout;
 use crate::patroni::Patroni;
 use crate::render::{haproxy, preset};
-use crate::spec::{NodeSpec, Secret};
+use crate::spec::{NodeSpec, Role, Secret};
 use crate::step::File;
 use registry::{Source, View};
 use servers::Servers;
@@ -45,15 +45,15 @@ pub fn kept(layout: &Layout) -> Servers {
     match durable::read_json::<Kept>(&layout.servers()) {
         Ok(kept) => kept.filter(|kept| kept.schema == 1).map(|kept| kept.servers).unwrap_or_default(),
         Err(error) => {
-            tracing::warn!("{error:#}; HAProxy begins with the seeds");
+            tracing::warn!("{error:#}; HAProxy begins with the nodes of the specification");
             Servers::new()
         }
     }
 }
 
-/// The servers to begin with: those written last, or the seeds.
+/// The servers to begin with: those written last, or what the specification names.
 pub fn first_servers(kept: &Servers, spec: &NodeSpec) -> Servers {
-    if kept.is_empty() { servers::seeds(&spec.seeds) } else { kept.clone() }
+    if kept.is_empty() { servers::unregistered(&spec.members_that(Role::stores_data)) } else { kept.clone() }
 }
 
 /// Keeps one HAProxy in step.
@@ -180,7 +180,7 @@ impl Proxy {
 
     fn address(&self, slot: &str, view: &View) -> Option<IpAddr> {
         let registered = view.registry.nodes.get(slot).and_then(|node| node.address.parse().ok());
-        registered.or_else(|| self.spec.seeds.get(slot).copied())
+        registered.or_else(|| self.spec.members_that(Role::stores_data).get(slot).copied())
     }
 }
 

@@ -32,9 +32,9 @@ pub struct Server {
 /// Servers by slot.
 pub type Servers = BTreeMap<String, Server>;
 
-/// The seeds, for as long as nothing better is known.
-pub fn seeds(seeds: &BTreeMap<String, IpAddr>) -> Servers {
-    seeds.iter().map(|(slot, ip)| (slot.clone(), Server { address: *ip, registered: false })).collect()
+/// Nodes of the specification, for as long as nothing better is known.
+pub fn unregistered(nodes: &BTreeMap<String, IpAddr>) -> Servers {
+    nodes.iter().map(|(slot, ip)| (slot.clone(), Server { address: *ip, registered: false })).collect()
 }
 
 /// What the registry says at one moment.
@@ -51,10 +51,7 @@ impl Registry {
     fn server(&self, slot: &str) -> Option<IpAddr> {
         let node = self.nodes.get(slot)?;
         let role = Role::NAMES.iter().find(|(name, _)| *name == node.role)?.1;
-        node.address
-            .parse()
-            .ok()
-            .filter(|_| matches!(role, Role::Node | Role::Database | Role::Replica | Role::Standby))
+        node.address.parse().ok().filter(|_| role.stores_data())
     }
 
     /// Whether a node that runs says that it goes: it gets no new readers.

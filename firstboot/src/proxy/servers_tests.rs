@@ -21,7 +21,7 @@ fn registry(nodes: &[(&str, &str, &str)], held: &[&str]) -> Registry {
 
 fn three() -> Servers {
     let address = |n: u8| IpAddr::from([10, 0, 0, 10 + n]);
-    seeds(&(1..=3).map(|n| (format!("pg-{n}"), address(n))).collect())
+    unregistered(&(1..=3).map(|n| (format!("pg-{n}"), address(n))).collect())
 }
 
 /// HAProxy after all commands, with checks as in `up`.

@@ -20,7 +20,7 @@ fn patroni_config() {
 #[test]
 fn haproxy_config() {
     let spec = desired().accepted.spec;
-    insta::assert_snapshot!(haproxy::config(&spec, &crate::proxy::servers::seeds(&spec.seeds)));
+    insta::assert_snapshot!(haproxy::config(&spec, &crate::proxy::servers::unregistered(&spec.seeds)));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::problem::Problem;
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "schema",
     "cluster",
     "slot",
