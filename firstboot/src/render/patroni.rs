@@ -36,7 +36,8 @@ pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
         // Reads stay open for health checks; whatever changes something needs a client certificate.
         "verify_client": "optional",
         "authentication": {"username": "patroni", "password": secrets.patroni_rest.expose()},
-        "allowlist": ["127.0.0.1/32"],
+        // Never an `allowlist` besides: where there is one, `POST /failsafe` is checked against it alone, and a primary
+        // without etcd is refused by every member and demotes itself (`check_access` in Patroni's `api.py`).
         "allowlist_include_members": true,
     });
     if patroni >= (3, 0, 3) {
