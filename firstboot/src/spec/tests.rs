@@ -25,6 +25,15 @@ fn what_one_writes_the_other_reads() {
 }
 
 #[test]
+fn a_tweak_is_on_unless_switched_off() {
+    let spec = NodeSpec::from_text(&with("role: node", "role: node\ntweaks: {push_roles: false}"), "x").expect("good");
+    assert_eq!(spec.tweaks, Tweaks { push_roles: false, ..Tweaks::default() });
+    let json = serde_json::to_string(&spec).unwrap();
+    assert_eq!(NodeSpec::from_text(&json, "spec.json").expect("JSON").tweaks, spec.tweaks);
+    assert!(!serde_json::to_string(&NodeSpec::from_text(GOOD, "x").unwrap()).unwrap().contains("tweaks"));
+}
+
+#[test]
 fn nothing_secret_is_printed() {
     let spec = NodeSpec::from_text(GOOD, "user-data").expect("good");
     assert!(!format!("{spec:?}").contains("secret-"));
@@ -72,6 +81,8 @@ fn one_wrong_thing_each() {
             "seeds: {pg-1: 10.0.0.11}\nvip: {address: 10.0.0.10/24, mode: lan}",
             "has nowhere to move to: there is one node",
         ),
+        ("role: node", "role: node\ntweaks: {push_role: true}", "unknown key `push_role` in `pgkiln.tweaks`"),
+        ("role: node", "role: node\ntweaks: {push_roles: 1}", "`pgkiln.tweaks.push_roles` must be true or false"),
     ];
     for (from, to, expected) in cases {
         let found = problems(&with(from, to));
