@@ -70,7 +70,7 @@ fn each_role_runs_its_own() {
     ");
     insta::assert_snapshot!(steps("px-1").join("\n"), @r"
     pki certificates for agent, haproxy
-    config haproxy.cfg
+    config start.state, haproxy.cfg
     haproxy start haproxy.service
     slot lease of slot px-1
     ");
