@@ -8,6 +8,7 @@ fn node(role: &str, address: &str, state: &str) -> Node {
         role: role.into(),
         address: address.into(),
         image: Image { name: "debian-13".into(), version: "1".into(), root_hash: None },
+        pgbackrest: None,
         state: state.into(),
         since: "2026-01-01T00:00:00Z".into(),
     }

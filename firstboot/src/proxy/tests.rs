@@ -215,6 +215,7 @@ fn fixture_nodes(slots: &[&str]) -> std::collections::BTreeMap<String, crate::re
         role: "node".to_owned(),
         address: address(n).to_string(),
         image: crate::register::Image { name: "debian-13".into(), version: "1".into(), root_hash: None },
+        pgbackrest: None,
         state: "running".to_owned(),
         since: crate::register::now(),
     };

@@ -25,7 +25,7 @@ fn what_one_writes_the_other_reads() {
 }
 
 #[test]
-fn a_tweak_is_on_unless_switched_off() {
+fn a_tweak_that_is_not_named_keeps_its_default() {
     let spec = NodeSpec::from_text(&with("role: node", "role: node\ntweaks: {push_roles: false}"), "x").expect("good");
     assert_eq!(spec.tweaks, Tweaks { push_roles: false, ..Tweaks::default() });
     let json = serde_json::to_string(&spec).unwrap();

@@ -19,6 +19,7 @@ fn full_cluster() -> anyhow::Result<TestCluster> {
         definition.client_networks = vec!["10.92.0.0/16".parse().expect("a network")];
         definition.postgres.parameters.insert("work_mem".to_owned(), "32MB".to_owned());
         definition.postgres.extensions.push("pg_stat_statements".to_owned());
+        definition.tweaks.wake_patroni = true;
     });
     let cluster = cluster.up()?;
     cluster.wait_healthy(Duration::from_secs(90))?;
