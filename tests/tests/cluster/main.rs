@@ -10,8 +10,8 @@ mod closed;
 mod formed;
 mod losses;
 mod outages;
-mod vip;
 mod proxies;
+mod vip;
 
 /// A cluster with one of everything a specification can ask for.
 fn full_cluster() -> anyhow::Result<TestCluster> {
