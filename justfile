@@ -21,7 +21,7 @@ lint:
 bless:
     INSTA_UPDATE=always cargo test --workspace --lib --bins
 
-# Tries to break clusters again and again: `just torture birth --count 50`, `just torture crash`. Root, PGKILN_TEST_IMAGE.
+# Tries to break clusters again and again: `just torture birth|chaos --count 50`, `just torture crash`. Root, PGKILN_TEST_IMAGE.
 torture what *args:
     cargo run -p pgkiln-tests --bin torture -- {{what}} {{args}}
 
@@ -29,6 +29,6 @@ torture what *args:
 bench-bake runs="3":
     cargo run --release -p pgkiln-tests --bin bench-bake -- {{runs}}
 
-# Real clusters: `just bench form` (beside a hand-written script), `just bench failover`. Root, PGKILN_TEST_IMAGE.
+# Real clusters: `just bench form` (beside a hand-written script), `just bench failover`, `just bench gaps`. Root, PGKILN_TEST_IMAGE.
 bench what *args:
     cargo run --release -p pgkiln-tests --bin bench -- {{what}} {{args}}

@@ -10,6 +10,10 @@ use crate::cluster::TestCluster;
 use crate::plot::{Bar, bars, median};
 use crate::workspace;
 
+mod gaps;
+
+pub use gaps::{Gaps, gaps};
+
 const BASELINE: &str = include_str!("bench/baseline.sh");
 const LIMIT: Duration = Duration::from_secs(120);
 /// Between two questions to each node while a cluster forms.

@@ -1,4 +1,5 @@
-//! Bar charts as SVG, enough for a benchmark's page and no more: one bar per measurement, dots for the single runs.
+//! Charts as SVG, enough for a benchmark's page and no more: bars (one per measurement, dots for the single runs), and
+//! histograms on one scale, to be compared.
 
 use std::fmt::Write as _;
 
@@ -62,6 +63,55 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
     svg
 }
 
+/// Room for one histogram.
+const PANEL: f64 = 92.0;
+/// Bins of every histogram.
+const BINS: usize = 40;
+
+/// Histograms below each other, all on one scale from zero; a line marks each one's median.
+pub fn histograms(title: &str, unit: &str, rows: &[Bar]) -> String {
+    let longest = rows.iter().flat_map(|row| row.runs.iter().copied()).fold(f64::MIN_POSITIVE, f64::max);
+    let (bin, scale) = (longest / BINS as f64, (WIDTH - LABEL - 40.0) / longest);
+    let height = TOP + PANEL * rows.len() as f64 + 12.0;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" \
+         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"12\" y=\"26\" font-size=\"16\">{}</text>\n",
+        escaped(title)
+    );
+    for (number, row) in rows.iter().enumerate() {
+        let floor = TOP + PANEL * (number + 1) as f64 - 24.0;
+        let mut counts = [0_usize; BINS];
+        for run in &row.runs {
+            counts[((run / bin) as usize).min(BINS - 1)] += 1;
+        }
+        let highest = counts.iter().copied().max().unwrap_or(1).max(1);
+        let _ = writeln!(svg, "<text x=\"12\" y=\"{:.1}\">{}</text>", floor - 20.0, escaped(&row.label));
+        for (place, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let tall = (PANEL - 34.0) * *count as f64 / highest as f64;
+            let (x, y) = (LABEL + place as f64 * bin * scale, floor - tall);
+            let wide = (bin * scale - 1.0).max(1.0);
+            let _ = writeln!(
+                svg,
+                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"{tall:.1}\" fill=\"#4c78a8\"/>"
+            );
+        }
+        let middle = LABEL + median(&row.runs) * scale;
+        let _ = writeln!(
+            svg,
+            "<path d=\"M{LABEL} {floor:.1}H{:.1}M{middle:.1} {floor:.1}V{:.1}\" stroke=\"#f58518\"/>\n\
+             <text x=\"{middle:.1}\" y=\"{:.1}\">{:.2} {}</text>",
+            WIDTH - 40.0,
+            floor - PANEL + 34.0,
+            floor + 15.0,
+            median(&row.runs),
+            escaped(unit)
+        );
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -86,5 +136,15 @@ mod tests {
         );
         assert_eq!((chart.matches("<circle").count(), chart.matches("<rect x").count()), (4, 2));
         assert!(chart.contains("ours &lt; theirs") && chart.contains("a &amp; b") && chart.contains("2.00 s"));
+    }
+    #[test]
+    fn a_histogram_shows_every_run_on_one_scale() {
+        let rows = [
+            Bar { label: "off".into(), runs: vec![10.0, 10.01, 20.0] },
+            Bar { label: "on".into(), runs: vec![0.0, 5.0] },
+        ];
+        let chart = histograms("gaps", "s", &rows);
+        assert_eq!(chart.matches("<rect x").count(), 4, "{chart}");
+        assert!(chart.contains("10.01 s") && chart.contains("2.50 s"), "{chart}");
     }
 }

@@ -2,7 +2,7 @@
 //! (`PGKILN_TEST_IMAGE`).
 
 use clap::{Parser, Subcommand};
-use pgkiln_tests::bench::{Formed, failovers, form, postmasters, publish, switchovers};
+use pgkiln_tests::bench::{Formed, failovers, form, gaps, postmasters, publish, switchovers};
 use pgkiln_tests::plot::{Bar, median};
 
 #[derive(Debug, Parser)]
@@ -30,6 +30,12 @@ enum What {
         /// How often, each way
         #[arg(long, default_value_t = 5)]
         runs: usize,
+    },
+    /// How long writes stop at a switchover, a killed postmaster and a killed node, with preset `fast`
+    Gaps {
+        /// How often, each
+        #[arg(long, default_value_t = 5)]
+        runs: u64,
     },
     /// From cutting the leader's power to the next acknowledged write
     Failover {
@@ -72,6 +78,7 @@ fn main() -> anyhow::Result<()> {
             let rows = [bar("HAProxy's checks find the leader", false)?, bar("the leader is pushed", true)?];
             print!("{}", publish("switchover", "Planned switchover, longest pause between writes", "s", &rows)?);
         }
+        What::Gaps { runs } => print!("{}", gaps(runs)?.publish()?),
         What::Failover { runs } => {
             let runs = failovers(runs)?;
             let rows = [Bar { label: "leader's node killed, preset `norm`".to_owned(), runs }];

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 use pgkiln_tests::crash::Sweep;
-use pgkiln_tests::{birth, workspace};
+use pgkiln_tests::{birth, chaos, workspace};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Parser)]
@@ -27,6 +27,19 @@ enum What {
         /// Seeds 1 to COUNT
         #[arg(long, default_value_t = 50)]
         count: u64,
+    },
+    /// Every scenario of losing power, processes, network and quorum while the cluster is written to, on a cluster of its
+    /// own for each seed
+    Chaos {
+        /// Seeds 1 to COUNT
+        #[arg(long, default_value_t = 20)]
+        count: u64,
+        /// Only these scenarios
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Outages as short as in CI, instead of five minutes without etcd's quorum
+        #[arg(long)]
+        short: bool,
     },
     /// Killing the agent at every fsync, rename and exec of its first run
     Crash {
@@ -95,6 +108,12 @@ fn main() -> anyhow::Result<()> {
             let seeds: Vec<u64> = (1..=count).collect();
             let what = |seed| birth::Circumstances::of_seed(seed).to_string();
             Ledger::open("birth", cli.fresh)?.run(&seeds, |seed| Ok((birth::run(seed)?, what(seed))))
+        }
+        What::Chaos { count, only, short } => {
+            let seeds: Vec<u64> = (1..=count).collect();
+            let pace = if short { chaos::Pace::SHORT } else { chaos::Pace::FULL };
+            let name = only.iter().fold("chaos".to_owned(), |name, scenario| format!("{name}-{scenario}"));
+            Ledger::open(&name, cli.fresh)?.run(&seeds, |seed| chaos::all(seed, &only, pace))
         }
         What::Crash { stride, nodes } => {
             let sweep = Sweep::measure(nodes)?;

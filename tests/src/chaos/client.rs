@@ -35,6 +35,8 @@ pub struct Client {
     pub ports: Vec<u16>,
     /// Between two writes.
     pub pace: Duration,
+    /// The same while the server refuses to write.
+    pub refused_pace: Duration,
     /// When it gives a write up and connects anew.
     pub patience: Duration,
     /// Stays connected to a server that refuses to write.
@@ -45,13 +47,15 @@ impl Client {
     /// An application: through proxies, on to the next one when a write fails.
     pub fn application(name: impl Into<String>, ports: Vec<u16>) -> Self {
         let (pace, patience) = (Duration::from_millis(10), Duration::from_secs(2));
-        Self { name: name.into(), ports, pace, patience, stays: false }
+        Self { name: name.into(), ports, pace, refused_pace: pace, patience, stays: false }
     }
 
-    /// A probe: at one node's PostgreSQL, whatever it is.
+    /// A probe: at one node's PostgreSQL, whatever it is. Let in, it writes quickly: what an old primary acknowledges too
+    /// late happens within milliseconds.
     pub fn probe(name: impl Into<String>, port: u16) -> Self {
-        let (pace, patience) = (Duration::from_millis(100), Duration::from_secs(1));
-        Self { name: name.into(), ports: vec![port], pace, patience, stays: true }
+        let (pace, refused_pace, patience) =
+            (Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1));
+        Self { name: name.into(), ports: vec![port], pace, refused_pace, patience, stays: true }
     }
 }
 
@@ -148,8 +152,8 @@ impl Line {
         Ok(Self { session, insert })
     }
 
-    /// One write; whether the connection is still of use.
-    async fn write(&self, log: &Log, number: i64, stays: bool) -> bool {
+    /// One write; how long to wait before the next one, or `None` if the connection is of no more use.
+    async fn write(&self, log: &Log, number: i64, client: &Client) -> Option<Duration> {
         let writer = log.lock().writer.clone();
         let result = self.session.client.query_one(&self.insert, &[&writer, &number]).await;
         let answered = log.origin.elapsed();
@@ -160,18 +164,19 @@ impl Line {
                 let slot = slot.unwrap_or_else(|| address.into());
                 let timeline = u32::from_str_radix(&timeline, 16).unwrap_or_default();
                 log.ended(number, Result::Accepted(Accepted { slot, timeline, answered }));
-                true
+                Some(client.pace)
             }
             Err(error) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
                 log.ended(number, Result::Refused);
-                stays
+                client.stays.then_some(client.refused_pace)
             }
-            Err(_) => false,
+            Err(_) => None,
         }
     }
 }
 
 async fn write_forever(login: Login, client: Client, log: Arc<Log>) {
+    let client = Arc::new(client);
     for port in client.ports.iter().cycle() {
         if let Ok(line) = Line::open(&login, *port).await {
             write_until_error(line, &client, &log).await;
@@ -180,18 +185,17 @@ async fn write_forever(login: Login, client: Client, log: Arc<Log>) {
     }
 }
 
-async fn write_until_error(mut line: Line, client: &Client, log: &Arc<Log>) {
+async fn write_until_error(mut line: Line, client: &Arc<Client>, log: &Arc<Log>) {
     loop {
-        let (number, log, stays) = (log.sent(), Arc::clone(log), client.stays);
+        let (number, log, client) = (log.sent(), Arc::clone(log), Arc::clone(client));
+        let patience = client.patience;
         let write = tokio::spawn(async move {
-            let usable = timeout(LATE, line.write(&log, number, stays)).await;
-            usable.is_ok_and(|usable| usable).then_some(line)
+            let pause = timeout(LATE, line.write(&log, number, &client)).await.ok().flatten();
+            pause.map(|pause| (line, pause))
         });
         // A write that takes too long goes on by itself.
-        match timeout(client.patience, write).await {
-            Ok(Ok(Some(back))) => line = back,
-            _ => return,
-        }
-        sleep(client.pace).await;
+        let Ok(Ok(Some((back, pause)))) = timeout(patience, write).await else { return };
+        line = back;
+        sleep(pause).await;
     }
 }

@@ -69,6 +69,11 @@ impl History {
         self.accepted().filter(|(attempt, _)| attempt.sent > moment).map(|(_, accepted)| accepted.answered).min()
     }
 
+    /// When the last write was acknowledged by `slot`.
+    pub fn last_by(&self, slot: &str) -> Option<Duration> {
+        self.accepted().filter(|(_, accepted)| *accepted.slot == *slot).map(|(_, accepted)| accepted.answered).max()
+    }
+
     /// The longest time without an acknowledgement, from the first one to the last.
     pub fn longest_pause(&self) -> Duration {
         let mut answers: Vec<Duration> = self.accepted().map(|(_, accepted)| accepted.answered).collect();

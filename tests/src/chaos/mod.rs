@@ -13,6 +13,10 @@
 //!
 //! A new scenario is a function in [`scenarios`] and a line in its table.
 
+use std::time::{Duration, Instant};
+
+use firstboot::spec::Rto;
+
 mod arena;
 pub mod checker;
 mod client;
@@ -22,3 +26,20 @@ pub mod scenarios;
 pub use arena::{Arena, Outcome, Pace, Scene};
 pub use client::{Client, Observers};
 pub use history::{Accepted, Attempt, History, Result};
+
+/// All scenarios, or those named, in an order that follows from `seed`, on one cluster; the seconds it took, and the
+/// longest time without a write.
+pub fn all(seed: u64, only: &[String], pace: Pace) -> anyhow::Result<(f64, String)> {
+    let begin = Instant::now();
+    let wanted = only.iter().map(|name| scenarios::named(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut left = if wanted.is_empty() { scenarios::ALL.iter().collect() } else { wanted };
+    let (mut random, mut arena) = (crate::random::SplitMix(seed), Arena::new("torture", Rto::Fast)?);
+    let (count, mut worst) = (left.len(), Duration::ZERO);
+    while !left.is_empty() {
+        let next = usize::try_from(random.below(left.len() as u64))?;
+        let outcome = arena.run(left.swap_remove(next), seed, pace)?;
+        eprintln!("   {outcome}");
+        worst = worst.max(outcome.gap);
+    }
+    Ok((begin.elapsed().as_secs_f64(), format!("{count} scenarios, longest gap {:.1}s", worst.as_secs_f64())))
+}

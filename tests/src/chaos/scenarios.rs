@@ -100,12 +100,18 @@ fn patroni_frozen(scene: &mut Scene<'_>) -> anyhow::Result<String> {
     let moved = cluster.wait_for("another leader", WRITES, || {
         let last = scene.observers.last().context("no write")?;
         ensure!(*last.slot != *leader, "{leader} still writes");
-        Ok(format!("{leader} froze, {} writes after {:.1} s", last.slot, start.elapsed().as_secs_f64()))
+        Ok((last.slot.to_string(), last.answered))
     });
     // Two primaries side by side, if they can be: long enough to see them.
     std::thread::sleep(Duration::from_secs(8));
     signal("CONT")?;
-    moved
+    let (new, answered) = moved?;
+    // The probe goes past the proxies, which turn away from a Patroni that does not answer.
+    let since = |moment: Duration| moment.saturating_sub(scene.observers.time(start)).as_secs_f64();
+    let through = scene.observers.ask(APPLICATION, |history| history.last_by(&leader))?.map_or(0.0, since);
+    let past = scene.observers.ask(&leader, |history| history.last_by(&leader))?.map_or(0.0, since);
+    let begun = since(answered);
+    Ok(format!("{leader} froze; wrote for {through:.1} s through and {past:.2} s past proxies; {new} by {begun:.2} s"))
 }
 
 fn leader_isolated(scene: &mut Scene<'_>) -> anyhow::Result<String> {
