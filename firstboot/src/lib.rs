@@ -10,6 +10,7 @@ pub mod durable;
 pub mod etcd;
 pub mod etcd_leader;
 pub mod facts;
+pub mod fence;
 #[cfg(test)]
 mod fixtures;
 pub mod handover;

@@ -16,6 +16,7 @@ use crate::birth::{self, Agreement, Born, Desk, Record, Replacement, Stage, Vote
 use crate::durable;
 use crate::etcd::{self, Accounts, Client, Credentials, Endpoint, LeaseId};
 use crate::facts::Facts;
+use crate::fence::Fence;
 use crate::patroni::Patroni;
 use crate::pki;
 use crate::plan::Desired;
@@ -79,6 +80,21 @@ impl Member {
 
     fn spec(&self) -> &NodeSpec {
         self.desired.spec()
+    }
+
+    /// What ends a primary that Patroni no longer watches; a watchdog device does it better.
+    fn fence(&self, client: &Arc<Client>, patroni: Option<&Patroni>) -> Result<Option<Fence>> {
+        let Some(patroni) = patroni.filter(|_| !self.facts.watchdog) else { return Ok(None) };
+        let spec = self.spec();
+        Ok(Some(Fence {
+            slot: spec.slot.clone(),
+            scope: spec.cluster.name.clone(),
+            pgdata: self.host.layout.pgdata(self.desired.image.postgresql_major()?),
+            client: client.clone(),
+            patroni: patroni.clone(),
+            preset: render::preset::of(spec.postgres.rto),
+            board: self.host.board.clone(),
+        }))
     }
 
     fn keys(&self) -> Keys {
@@ -356,6 +372,13 @@ impl Cluster for Member {
             patch: self.patch()?,
         };
         let alongside = Alongside::new(&self.host.layout, &self.desired, &client, watch.patroni.as_ref())?;
+        let fence = self.fence(&client, watch.patroni.as_ref())?;
+        let fence = async {
+            match &fence {
+                Some(fence) => fence.run().await,
+                None => std::future::pending().await,
+            }
+        };
         let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let keeper = self.keeper.take().context("the slot is not held")?;
         let ended = tokio::select! {
@@ -363,6 +386,7 @@ impl Cluster for Member {
             result = watch.run() => result,
             () = backups.run() => Ok(()),
             never = alongside.run() => match never {},
+            never = fence => match never {},
             result = keeper => result.context("keeping the slot's lease").and_then(|kept| kept),
         };
         if ended.is_err() && self.desired.runs("patroni") {

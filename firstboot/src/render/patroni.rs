@@ -201,6 +201,8 @@ pub(crate) fn cluster_parameters(desired: &Desired, facts: &Facts) -> Map<String
         ("max_replication_slots", "16"),
         ("wal_keep_size", "256MB"),
         ("max_slot_wal_keep_size", "10GB"),
+        // A primary that steps down because it is cut off waits for its standbys' last word this long.
+        ("wal_sender_timeout", "15s"),
         ("password_encryption", "scram-sha-256"),
         ("tcp_keepalives_idle", "30"),
         ("tcp_keepalives_interval", "10"),
