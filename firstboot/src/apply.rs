@@ -12,6 +12,8 @@ use crate::step::{Action, Host};
 
 /// Steps that need the agent's running parts (its server, its etcd client): `run` carries them out.
 pub trait Cluster {
+    /// Asks the voters to be let in, and keeps what they answer.
+    fn join(&mut self) -> impl Future<Output = Result<()>>;
     /// Founds or joins etcd and returns when it has quorum and authentication.
     fn etcd(&mut self, unit: &str) -> impl Future<Output = Result<()>>;
     /// Holds this slot's lease.
@@ -60,6 +62,7 @@ pub async fn apply(
 async fn one(step: &Step, desired: &Desired, host: &Host, cluster: &mut impl Cluster) -> Result<()> {
     match &step.action {
         Action::Etcd { unit } => cluster.etcd(unit).await,
+        Action::Join => cluster.join().await,
         Action::Slot => cluster.slot().await,
         action => action.apply(host, desired).await,
     }

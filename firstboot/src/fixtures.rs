@@ -4,7 +4,7 @@ use crate::facts::{Facts, Link, Machine};
 use crate::image_info::ImageInfo;
 use crate::plan::Desired;
 use crate::profile::Profile;
-use crate::spec::{NodeSpec, Role};
+use crate::spec::{NodeSpec, Password, Role, Secret, Secrets};
 use crate::stored::Accepted;
 
 pub(crate) const SPEC: &str = include_str!("spec/testdata/node.yaml");
@@ -12,7 +12,7 @@ pub(crate) const IMAGE: &str = include_str!("testdata/image.json");
 
 pub(crate) fn desired() -> Desired {
     let spec = NodeSpec::from_text(SPEC, "user-data").expect("good");
-    let secrets = spec.founding.clone().expect("founding");
+    let secrets = Secrets::from(spec.founding.clone().expect("founding"));
     let accepted = Accepted {
         schema: 1,
         source: "NoCloud, /var/lib/cloud/seed/nocloud".into(),
@@ -65,6 +65,11 @@ pub(crate) fn desired_as(slot: &str) -> Desired {
         _ => include_str!("../../profiles/database.toml"),
     };
     desired.profile = Profile::parse(profile).expect("profile");
+    if !spec.is_voter() {
+        let share = desired.secrets.passwords.only(Password::of_joiners(spec.role));
+        let passwords = share.with(Password::EtcdNode, Secret::new("secret-node".to_owned()));
+        desired.secrets = Secrets { schema: 1, ca: desired.secrets.ca, passwords, ..Secrets::default() };
+    }
     desired.accepted.spec = spec.without_secrets();
     desired
 }

@@ -15,7 +15,7 @@ use crate::member;
 use crate::patroni::{Member, Patroni};
 use crate::pki;
 use crate::register::{self, Keys, Node};
-use crate::spec::Secrets;
+use crate::spec::{Password, Secrets};
 use crate::stored::Accepted;
 use crate::tool::{self, Tool};
 
@@ -47,7 +47,7 @@ async fn hand_over(layout: &Layout) -> Result<String> {
     let secrets: Secrets = durable::read_json(&layout.secrets())?.context("secrets.json is gone")?;
     let spec = &accepted.spec;
     let tls = pki::client(&layout.pki(), "agent", None)?;
-    let user = Credentials::new("agent", &secrets.passwords.etcd_agent);
+    let user = Credentials::of_agent(&spec.slot, &secrets)?;
     let client = Client::new(member::endpoints(spec), tls.clone(), Some(user))?;
     let keys = Keys(spec.cluster.uuid);
     if let Err(why) = tokio::time::timeout(SAY, set_state(&client, keys, &spec.slot, "leaving")).await {
@@ -57,7 +57,7 @@ async fn hand_over(layout: &Layout) -> Result<String> {
         return Ok("no PostgreSQL here".to_owned());
     }
     let ip = spec.ip().context("the specification gives this node no address")?;
-    let patroni = Patroni::new(&spec.slot, ip, tls, &secrets.passwords.patroni_rest)?;
+    let patroni = Patroni::new(&spec.slot, ip, tls, secrets.passwords.get(Password::PatroniRest)?)?;
     if !patroni.local().await?.leads() {
         return Ok("this node does not lead".to_owned());
     }

@@ -17,8 +17,9 @@ use crate::durable;
 use crate::etcd::{self, Accounts, Client, Credentials, Endpoint, LeaseId};
 use crate::facts::Facts;
 use crate::fence::Fence;
+use crate::join;
 use crate::patroni::Patroni;
-use crate::pki;
+use crate::pki::{self, Clients};
 use crate::plan::Desired;
 use crate::problem::Problem;
 use crate::register::{self, Keys, LeaseCell, Slot, SlotHolder};
@@ -26,9 +27,10 @@ use crate::render::etcd::{InitialState, environment};
 use crate::render::{self, Input};
 use crate::retry::{Failure, Policy, retry};
 use crate::server;
-use crate::spec::{Durability, NodeSpec};
+use crate::spec::{Durability, NodeSpec, Password};
 use crate::status::Phase;
 use crate::step::{File, Host};
+use crate::stored;
 use crate::tool;
 use crate::watch::Watch;
 
@@ -46,6 +48,7 @@ pub struct Member {
     desired: Desired,
     facts: Facts,
     desk: Arc<Desk>,
+    admissions: Arc<join::Desk>,
     etcd: Option<Arc<Client>>,
     server: Option<JoinHandle<Result<()>>>,
     keeper: Option<JoinHandle<Result<()>>>,
@@ -71,6 +74,7 @@ impl Member {
             desired: desired.clone(),
             facts: Facts::gather(&host.layout),
             desk: Arc::default(),
+            admissions: Arc::default(),
             etcd: None,
             server: None,
             keeper: None,
@@ -107,10 +111,16 @@ impl Member {
         }
         let address = SocketAddr::new(self.desired.ip()?, PORT);
         let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
-        let tls = pki::server(&self.host.layout.pki(), "agent")?;
+        // Where nobody may join, nobody without a certificate gets past the handshake.
+        let clients = match self.desired.secrets.joiners.is_empty() {
+            true => Clients::Known,
+            false => Clients::Joining,
+        };
+        let tls = pki::server(&self.host.layout.pki(), "agent", clients)?;
         let endpoints = server::Endpoints {
             cluster: self.spec().cluster.uuid,
             desk: self.desk.clone(),
+            admissions: self.admissions.clone(),
             board: self.host.board.clone(),
         };
         self.server = Some(tokio::spawn(server::serve(listener, tls, endpoints)));
@@ -137,16 +147,35 @@ impl Member {
         File::owned("/run/pgkiln/etcd/etcd.env", text, 0o640, ("root", "etcd")).write(&self.host.layout)
     }
 
-    fn accounts(&self) -> Accounts {
-        let (spec, passwords) = (self.spec(), &self.desired.secrets.passwords);
-        Accounts {
-            root: passwords.etcd_root.clone(),
-            agent: passwords.etcd_agent.clone(),
-            patroni: passwords.etcd_patroni.clone(),
-            proxy: passwords.etcd_proxy.clone(),
-            patroni_prefix: format!("/service/{}/", spec.cluster.name),
+    fn accounts(&self) -> Result<Accounts> {
+        let password = |name| self.desired.secrets.passwords.get(name).cloned();
+        Ok(Accounts {
+            root: password(Password::EtcdRoot)?,
+            agent: password(Password::EtcdAgent)?,
+            patroni: password(Password::EtcdPatroni)?,
+            proxy: password(Password::EtcdProxy)?,
+            patroni_prefix: self.patroni_prefix(),
             agent_prefix: self.keys().prefix(),
-        }
+        })
+    }
+
+    fn patroni_prefix(&self) -> String {
+        format!("/service/{}/", self.spec().cluster.name)
+    }
+
+    /// A client of etcd with this node's own login.
+    fn connect(&self) -> Result<Arc<Client>> {
+        let tls = pki::client(&self.host.layout.pki(), "agent", None)?;
+        let user = Credentials::of_agent(&self.spec().slot, &self.desired.secrets)?;
+        Ok(Arc::new(Client::new(endpoints(self.spec()), tls, Some(user))?))
+    }
+
+    /// From now on nodes that have a token are let in here.
+    fn open_admissions(&self, client: &Arc<Client>) {
+        let registry = join::Voter { client: client.clone(), keys: self.keys(), patroni_prefix: self.patroni_prefix() };
+        let (spec, secrets) = (self.spec().clone(), self.desired.secrets.clone());
+        // Open already: the agent reached this point before.
+        let _ = self.admissions.set(join::Admission { spec, secrets, registry });
     }
 
     /// Lets the running cluster expect this node's etcd in place of its dead member, and returns the lock under which
@@ -207,7 +236,7 @@ impl Member {
     /// Waits for quorum, makes sure of accounts, authentication and this member's vote, and remembers that the cluster
     /// is born.
     async fn settle(&self, client: &Client, lock: Option<LeaseId>) -> Result<()> {
-        let (spec, board, accounts) = (self.spec(), &self.host.board, self.accounts());
+        let (spec, board, accounts) = (self.spec(), &self.host.board, self.accounts()?);
         let waiting = |error: &anyhow::Error, since: Duration| {
             board.waiting(format!("etcd's quorum for {} s: {error:#}", since.as_secs()));
         };
@@ -289,12 +318,19 @@ fn transient(error: anyhow::Error) -> Failure {
 }
 
 impl Cluster for Member {
+    async fn join(&mut self) -> Result<()> {
+        self.host.board.phase(Phase::Joining);
+        let voters = self.spec().seeds.iter().map(|(slot, ip)| (slot.clone(), SocketAddr::new(*ip, PORT))).collect();
+        let joined = join::ask(&self.host.layout, self.spec(), &voters, &self.host.board).await?;
+        stored::keep(&self.host.layout, &self.desired.accepted, &joined.secrets, &self.facts)
+    }
+
     async fn etcd(&mut self, unit: &str) -> Result<()> {
+        // The plan has this step for voters only; founding is worth a second look.
+        anyhow::ensure!(self.spec().is_voter(), "`{}` has no vote: it starts no etcd", self.spec().slot);
         self.serve().await?;
         self.host.board.phase(Phase::Joining);
-        let tls = pki::client(&self.host.layout.pki(), "agent", None)?;
-        let user = Credentials::new("agent", &self.desired.secrets.passwords.etcd_agent);
-        let client = Arc::new(Client::new(endpoints(self.spec()), tls, Some(user))?);
+        let client = self.connect()?;
         let mut lock = None;
         match self.agree().await? {
             Agreement::Found(_) => {
@@ -306,11 +342,17 @@ impl Cluster for Member {
         }
         tool::systemctl(&["start", "--no-block", unit]).run().await.context("starting etcd")?;
         self.settle(&client, lock).await?;
+        self.open_admissions(&client);
         self.etcd = Some(client);
         Ok(())
     }
 
     async fn slot(&mut self) -> Result<()> {
+        if self.etcd.is_none() {
+            // No vote, hence no etcd here.
+            self.serve().await?;
+            self.etcd = Some(self.connect()?);
+        }
         let (client, keys, board) = (self.client()?, self.keys(), self.host.board.clone());
         let slot = self.spec().slot.clone();
         let holder = self.holder();
@@ -340,7 +382,7 @@ impl Cluster for Member {
         let tls = pki::client(&self.host.layout.pki(), "agent", None)?;
         let patroni = match self.desired.runs("patroni") {
             true => {
-                let password = &self.desired.secrets.passwords.patroni_rest;
+                let password = self.desired.secrets.passwords.get(Password::PatroniRest)?;
                 Some(Patroni::new(&spec.slot, self.desired.ip()?, tls, password)?)
             }
             false => None,

@@ -16,7 +16,7 @@ use crate::problem::Problem;
 use crate::profile::Profile;
 use crate::proxy;
 use crate::render::{self, Input};
-use crate::spec::{NodeSpec, PoolerKind, Role, Secrets, VipMode};
+use crate::spec::{NodeSpec, Password, PoolerKind, Role, Secrets, VipMode};
 use crate::state::State;
 use crate::step::{Action, File};
 use crate::stored::Accepted;
@@ -27,7 +27,7 @@ use crate::tune::hugepages::Question;
 pub struct Desired {
     /// The accepted specification and its companions.
     pub accepted: Accepted,
-    /// The founding bundle.
+    /// What this node holds of the cluster's secrets; nothing before it has joined.
     pub secrets: Secrets,
     /// What the image contains.
     pub image: ImageInfo,
@@ -153,6 +153,19 @@ pub fn plan(desired: &Desired, facts: &Facts, state: &State) -> Result<Plan, Vec
 type Draft = (&'static str, Lasts, String, Action);
 
 fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> Result<Vec<Draft>> {
+    let mut steps = machine(desired, network)?;
+    if desired.secrets.are_here() {
+        steps.extend(cluster(desired, facts)?);
+    } else {
+        // What follows can only be planned with what the voters answer.
+        let voters = desired.spec().seeds.keys().cloned().collect::<Vec<_>>().join(", ");
+        steps.push(("join", Lasts::Run, format!("let in by {voters}"), Action::Join));
+    }
+    Ok(steps)
+}
+
+/// What every machine needs, in a cluster or not.
+fn machine(desired: &Desired, network: Vec<(String, String)>) -> Result<Vec<Draft>> {
     let (spec, config) = (desired.spec(), &desired.accepted.config);
     let ip = desired.ip()?;
     let files: Vec<File> =
@@ -176,6 +189,13 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
         let unit = desired.image.unit("ssh")?.to_owned();
         steps.push(("ssh", Lasts::Boot, format!("{} keys for root", keys.len()), Action::Ssh { keys, unit }));
     }
+    Ok(steps)
+}
+
+/// What makes it a node of its cluster.
+fn cluster(desired: &Desired, facts: &Facts) -> Result<Vec<Draft>> {
+    let (spec, ip) = (desired.spec(), desired.ip()?);
+    let mut steps: Vec<Draft> = Vec::new();
     let names = pki::leaves(spec, ip).iter().map(|leaf| leaf.name.clone()).collect::<Vec<_>>();
     let names = format!("certificates for {}", names.join(", "));
     steps.push(("pki", Lasts::Boot, names, Action::Pki { spec: Box::new(spec.clone()) }));
@@ -205,7 +225,7 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
             "keepalived" => {
                 let Some(vip) = spec.lan_vip() else { continue };
                 // Which interface it will be is known when the network is up: rendered again then.
-                let secret = &desired.secrets.passwords.etcd_proxy;
+                let secret = desired.secrets.passwords.get(Password::EtcdProxy)?;
                 render::keepalived::config(spec, secret, &render::keepalived::candidates(spec), "lo")?;
                 steps.push((
                     "keepalived",
@@ -236,10 +256,10 @@ fn config_files(desired: &Desired, facts: &Facts) -> Result<Vec<File>> {
     if desired.runs("etcd") {
         let text = render::etcd::environment(&desired.input()?, render::etcd::InitialState::Existing);
         files.push(File::owned("/run/pgkiln/etcd/etcd.env", text, 0o640, ("root", "etcd")));
-        for (user, text) in render::etcdctl::environments(desired.spec(), &desired.secrets) {
-            let path = format!("/run/pgkiln/etcdctl/{user}.env");
-            files.push(File::owned(path, text, 0o400, (user, user)));
-        }
+    }
+    for (user, text) in render::etcdctl::environments(desired.spec(), &desired.secrets)? {
+        let path = format!("/run/pgkiln/etcdctl/{user}.env");
+        files.push(File::owned(path, text, 0o400, (user, user)));
     }
     if desired.runs("patroni") {
         let text = render::patroni::config(desired, facts)?;

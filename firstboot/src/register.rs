@@ -109,6 +109,16 @@ impl Keys {
         format!("/pgkiln/{}/lock/membership", self.0)
     }
 
+    /// Which key a slot without a vote is bound to.
+    pub fn joined(self, slot: &str) -> String {
+        format!("/pgkiln/{}/joined/{slot}", self.0)
+    }
+
+    /// A lock by its name.
+    pub fn lock(self, name: &str) -> String {
+        format!("/pgkiln/{}/lock/{name}", self.0)
+    }
+
     /// A node.
     pub fn node(self, slot: &str) -> String {
         format!("/pgkiln/{}/nodes/{slot}", self.0)

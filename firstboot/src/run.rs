@@ -24,7 +24,19 @@ pub enum Ended {
 }
 
 /// datasource -> NodeSpec; (NodeSpec, Facts, State) -> Plan -> apply steps -> register -> watch.
-pub async fn run<C: Cluster>(host: &Host, start: impl FnOnce(&Host, &Desired) -> C) -> Result<(), Ended> {
+pub async fn run<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) -> Result<(), Ended> {
+    let (desired, mut cluster) = become_node(host, &start).await?;
+    if !desired.secrets.are_here() {
+        // It has joined: what the voters answered is stored, and the rest can be planned.
+        (_, cluster) = become_node(host, &start).await?;
+    }
+    notify("READY=1");
+    host.board.phase(Phase::Running);
+    cluster.watch().await.map_err(|error| Ended::Failed(problems(error)))
+}
+
+/// As far as is known what to become: a node that has yet to join ends where it has joined.
+async fn become_node<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) -> Result<(Desired, C), Ended> {
     let (layout, board) = (&host.layout, &host.board);
     let (desired, facts) = decide(layout, board).map_err(Ended::Refused)?;
     let mut state = State::load(layout).map_err(|error| Ended::Refused(problems(error)))?;
@@ -32,11 +44,12 @@ pub async fn run<C: Cluster>(host: &Host, start: impl FnOnce(&Host, &Desired) ->
     let plan = plan::plan(&desired, &facts, &state).map_err(Ended::Refused)?;
     board.phase(Phase::Applying);
     let mut cluster = start(host, &desired);
-    let applied = apply::apply(&plan, &desired, &facts, &mut state, host, &mut cluster).await;
-    applied.map_err(|error| Ended::Failed(problems(error)))?;
-    notify("READY=1");
-    board.phase(Phase::Running);
-    cluster.watch().await.map_err(|error| Ended::Failed(problems(error)))
+    match apply::apply(&plan, &desired, &facts, &mut state, host, &mut cluster).await {
+        Ok(()) => Ok((desired, cluster)),
+        // The voters said no: asking again changes nothing.
+        Err(error) if !desired.secrets.are_here() && error.is::<Problem>() => Err(Ended::Refused(problems(error))),
+        Err(error) => Err(Ended::Failed(problems(error))),
+    }
 }
 
 /// What this boot must become: nothing is written but the acceptance itself.

@@ -1,14 +1,15 @@
-//! The agent's own port (8443): `GET /v1/intent` while a cluster is founded and after, `GET /v1/status` always.
+//! The agent's own port (8443): `GET /v1/intent` while a cluster is founded and after, `GET /v1/status` always, `POST
+//! /v1/join` on voters that expect somebody.
 //!
-//! Mutual TLS: only agents of this cluster get an answer. Connections are few, short and small; anything else is cut
-//! off before it costs something.
+//! Mutual TLS: only agents of this cluster get an answer; joining alone is for those without a certificate. Connections
+//! are few, short and small; anything else is cut off before it costs something.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 
 use crate::birth::{Desk, Stage};
+use crate::join::{self, Refused, Registry, Voter};
 use crate::pki;
 use crate::status::Board;
 
@@ -27,24 +29,41 @@ const CONNECTIONS: usize = 32;
 const LIMIT: Duration = Duration::from_secs(5);
 /// A connection is closed after this long; peers connect again.
 const LIFETIME: Duration = Duration::from_secs(300);
+/// Connections at a time of those without a certificate: they must not keep peers out.
+const STRANGERS: usize = 8;
+/// One of theirs is closed after this long; a voter that lets somebody in writes to etcd meanwhile.
+const STRANGER_LIFETIME: Duration = Duration::from_secs(20);
 /// Request line and headers together.
 const HEADER_BYTES: usize = 8192;
 
 /// What the endpoints show.
-#[derive(Debug, Clone)]
-pub struct Endpoints {
+#[derive(Debug)]
+pub struct Endpoints<R = Voter> {
     /// The cluster whose agents may ask.
     pub cluster: Uuid,
     /// Founding.
     pub desk: Arc<Desk>,
+    /// Who lets nodes in; empty until etcd runs here.
+    pub admissions: Arc<join::Desk<R>>,
     /// Status.
     pub board: Board,
 }
 
+impl<R> Clone for Endpoints<R> {
+    fn clone(&self) -> Self {
+        let Self { cluster, desk, admissions, board } = self;
+        Self { cluster: *cluster, desk: desk.clone(), admissions: admissions.clone(), board: board.clone() }
+    }
+}
+
 /// Serves until dropped. Errors of single connections are logged and never end the server.
-pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, endpoints: Endpoints) -> Result<()> {
+pub async fn serve<R: Registry + 'static>(
+    listener: TcpListener,
+    tls: rustls::ServerConfig,
+    endpoints: Endpoints<R>,
+) -> Result<()> {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let (slots, strangers) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(STRANGERS)));
     loop {
         let permit = slots.clone().acquire_owned().await.context("accepting connections")?;
         let (stream, from) = match listener.accept().await {
@@ -56,10 +75,10 @@ pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, endpoints: 
                 continue;
             }
         };
-        let (acceptor, endpoints) = (acceptor.clone(), endpoints.clone());
+        let (acceptor, endpoints, strangers) = (acceptor.clone(), endpoints.clone(), strangers.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            let ended = tokio::time::timeout(LIFETIME, connection(stream, acceptor, endpoints)).await;
+            let ended = tokio::time::timeout(LIFETIME, connection(stream, acceptor, endpoints, &strangers)).await;
             if let Ok(Err(error)) = ended {
                 tracing::debug!(%from, "port 8443: {error:#}");
             }
@@ -67,25 +86,73 @@ pub async fn serve(listener: TcpListener, tls: rustls::ServerConfig, endpoints: 
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, endpoints: Endpoints) -> Result<()> {
+async fn connection<R: Registry + 'static>(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    endpoints: Endpoints<R>,
+    strangers: &Semaphore,
+) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(LIMIT, acceptor.accept(stream)).await.context("no handshake")??;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let agent = certificate.is_some_and(|certificate| pki::is_agent(certificate, endpoints.cluster));
-    let service = hyper::service::service_fn(move |request| {
-        let response = if agent { answer(&request, &endpoints) } else { text(StatusCode::FORBIDDEN, "agents only\n") };
-        async move { Ok::<_, Infallible>(response) }
+    let stranger = match certificate {
+        None => Some(strangers.try_acquire().context("too many connections without a certificate")?),
+        Some(_) => None,
+    };
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let endpoints = endpoints.clone();
+        async move {
+            Ok::<_, Infallible>(match (request.method(), request.uri().path(), agent) {
+                (&Method::POST, join::PATH, _) => let_in(request, &endpoints).await,
+                (_, _, true) => answer(&request, &endpoints),
+                (_, _, false) => text(StatusCode::FORBIDDEN, "agents only\n"),
+            })
+        }
     });
-    hyper::server::conn::http1::Builder::new()
+    let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(LIMIT * 6)
         .max_buf_size(HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-        .context("serving a connection")
+        .serve_connection(TokioIo::new(stream), service);
+    match stranger {
+        None => served.await.context("serving a connection"),
+        Some(_permit) => {
+            let served = tokio::time::timeout(STRANGER_LIFETIME, served).await;
+            served.context("a connection without a certificate took too long")?.context("serving a connection")
+        }
+    }
 }
 
-fn answer(request: &Request<Incoming>, endpoints: &Endpoints) -> Response<Full<Bytes>> {
+/// Lets a node in that has a token. What it sent is not repeated anywhere.
+async fn let_in<R: Registry>(request: Request<Incoming>, endpoints: &Endpoints<R>) -> Response<Full<Bytes>> {
+    let Some(admission) = endpoints.admissions.get() else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "etcd is not ready here yet\n");
+    };
+    let body = Limited::new(request.into_body(), join::REQUEST_BYTES).collect();
+    let body = match tokio::time::timeout(LIMIT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large or broke off\n"),
+        Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"),
+    };
+    let Ok(request) = serde_json::from_slice::<join::Request>(&body) else {
+        return text(StatusCode::BAD_REQUEST, "not a request to join that this version reads\n");
+    };
+    match admission.admit(&request).await {
+        Ok(answer) => json(&answer),
+        Err(Refused::No(problem)) => {
+            tracing::warn!("not let in: {}", problem.what);
+            let body = serde_json::to_vec(&problem).unwrap_or_default();
+            respond(StatusCode::FORBIDDEN, "application/json", body)
+        }
+        Err(Refused::NotNow(why)) => {
+            tracing::warn!("{} is not let in yet: {why}", request.slot.escape_debug());
+            text(StatusCode::SERVICE_UNAVAILABLE, &why)
+        }
+    }
+}
+
+fn answer<R>(request: &Request<Incoming>, endpoints: &Endpoints<R>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
     }

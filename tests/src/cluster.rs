@@ -39,8 +39,10 @@ pub struct TestCluster {
     pub cluster: Cluster,
     /// The nodes' machines.
     pub lab: Lab,
-    /// Slots in order.
+    /// Slots that store data, in order.
     pub slots: Vec<String>,
+    /// Slots of the other nodes: proxies, repository hosts, voters without data.
+    pub others: Vec<String>,
     /// When the first node was started.
     pub started: Instant,
     state_dir: PathBuf,
@@ -149,6 +151,19 @@ impl TestCluster {
         let successors = self.successors(first)?;
         ensure!(slots.len() < 2 || !successors.is_empty(), "Patroni's /sync names nobody, yet the leader says good");
         Ok(())
+    }
+
+    /// Waits until nodes that store no data call themselves good.
+    pub fn wait_good(&self, slots: &[String], limit: Duration) -> anyhow::Result<()> {
+        let slots: Vec<&String> = slots.iter().collect();
+        self.wait_for("good nodes", limit, || {
+            for slot in &slots {
+                let status = self.status(slot)?;
+                let good = status.verdict == firstboot::status::Verdict::Good;
+                ensure!(good, "{slot} is {:?}: {:?} {:?}", status.phase, status.waiting_for, status.error);
+            }
+            Ok(())
+        })
     }
 
     /// Everything worth knowing about a cluster that is not as it should be.

@@ -26,6 +26,8 @@ enum Command {
     New(New),
     /// Write what each node reads at first boot
     Seed(Seed),
+    /// Issue the token of a node without a vote anew: for another machine in its slot, or a slot added later
+    Token(Token),
     /// Print the password of a role
     Secret(Secret),
     /// Show what the cluster's directory defines; contacts no node
@@ -89,12 +91,21 @@ struct Seed {
     /// Shape of a seed
     #[arg(long, value_enum, default_value = "dir")]
     format: SeedFormat,
-    /// Put the intermediate CA's key and the cluster's passwords into the seeds; founding nodes need them
+    /// Put the intermediate CA's key and the cluster's passwords into the voters' seeds, which need them; the other
+    /// nodes' seeds carry a single-use token
     #[arg(long)]
     embed_secrets: bool,
     /// Directory for the seeds: DIR/SLOT, DIR/SLOT.iso or DIR/SLOT.user-data
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Token {
+    /// Name of the cluster, or its directory
+    cluster: String,
+    /// The slot
+    slot: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -136,6 +147,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     match args.command {
         Command::New(args) => new(args, ui),
         Command::Seed(args) => seed(args, ui),
+        Command::Token(args) => token(&args, ui),
         Command::Secret(args) => secret(&args, ui),
         Command::Status(args) => status(&args, ui),
         Command::Backups(args) => backups(&args, ui),
@@ -182,6 +194,17 @@ fn seed(args: Seed, ui: &Ui) -> anyhow::Result<()> {
     }
     ui.say("these seeds hold secrets: delete them once the nodes run");
     ui.result(&json!({ "cluster": cluster.definition.name, "seeds": written }))
+}
+
+fn token(args: &Token, ui: &Ui) -> anyhow::Result<()> {
+    let cluster = cluster::find(&args.cluster)?;
+    cluster.issue_token(&args.slot)?;
+    let (by, slot) = (&args.cluster, &args.slot);
+    ui.say(format!("slot `{slot}` has a new token; the one before lets nobody in once the voters know. Next:"));
+    ui.say(format!("  pgkiln cluster seed {by} --embed-secrets --to seeds"));
+    ui.say("  give the voters their new seeds, then on each: systemctl restart firstboot (no service stops)");
+    ui.say(format!("  boot the node in `{slot}` with its new seed"));
+    ui.result(&json!({ "cluster": cluster.definition.name, "slot": slot }))
 }
 
 fn secret(args: &Secret, ui: &Ui) -> anyhow::Result<()> {

@@ -10,9 +10,10 @@
 //!
 //! [`create`] makes it, whole or not at all; [`Cluster::write_seed`] turns it into what one node reads at first boot.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use firstboot::spec::{Founding, Intermediate, Join, Secret};
+use firstboot::spec::{Founding, Intermediate, Join, Joiner, Secret};
 use serde::de::DeserializeOwned;
 
 use crate::problem::Problem;
@@ -151,12 +152,7 @@ impl Cluster {
 
     /// Writes what the node in `slot` reads at first boot to `to`, which must not exist yet.
     pub fn write_seed(&self, slot: &str, format: SeedFormat, to: &Path, embed_secrets: bool) -> anyhow::Result<()> {
-        let Some(node) = self.definition.node(slot) else {
-            let known: Vec<&str> = self.definition.nodes.iter().map(|node| node.slot.as_str()).collect();
-            let place = self.dir.join("cluster.toml").display().to_string();
-            let remedy = crate::strict::suggestion(slot, &known, "slot");
-            return Err(Problem::new(format!("this cluster has no slot `{slot}`"), place, remedy).into());
-        };
+        let node = self.known_slot(slot)?;
         let voter = self.definition.is_voter(slot);
         if voter && !embed_secrets {
             return Err(Problem::new(
@@ -181,7 +177,7 @@ impl Cluster {
     fn founding(&self) -> anyhow::Result<Founding> {
         let read = |name: &str| fs_err::read_to_string(self.dir.join("pki").join(name));
         let secrets = self.secrets()?;
-        let mut roles = std::collections::BTreeMap::new();
+        let mut roles = BTreeMap::new();
         for role in self.definition.login_roles() {
             let Some(secret) = secrets.roles.get(role) else {
                 let place = self.dir.join("secrets.toml").display().to_string();
@@ -198,6 +194,37 @@ impl Cluster {
             intermediate: Intermediate { cert: read("intermediate.pem")?, key: Secret::new(read("intermediate.key")?) },
             passwords: secrets.passwords,
             roles,
+            joiners: self.joiners()?,
+        })
+    }
+
+    /// What voters must know to let the others in.
+    fn joiners(&self) -> anyhow::Result<BTreeMap<String, Joiner>> {
+        let tokens: Tokens = self.read_toml("tokens.toml")?;
+        let others = self.definition.nodes.iter().filter(|node| !self.definition.is_voter(&node.slot));
+        // A slot without a token cannot be joined by anybody: that is told to whoever asks for its seed.
+        Ok(others.filter_map(|node| Some((node.slot.clone(), tokens.joiner(&node.slot)?))).collect())
+    }
+
+    /// Issues the token of a slot anew: the one before lets nobody in once the voters have their new seeds.
+    pub fn issue_token(&self, slot: &str) -> anyhow::Result<()> {
+        self.known_slot(slot)?;
+        if self.definition.is_voter(slot) {
+            let place = self.dir.join("cluster.toml").display().to_string();
+            let remedy = "founding nodes need none: their seeds carry the founding bundle";
+            return Err(Problem::new(format!("`{slot}` is a voter and joins nobody"), place, remedy).into());
+        }
+        let mut tokens: Tokens = self.read_toml("tokens.toml")?;
+        tokens.issue(slot)?;
+        files::replace_private_file(&self.dir.join("tokens.toml"), &tokens.to_toml()?)
+    }
+
+    fn known_slot(&self, slot: &str) -> Result<&Node, Problem> {
+        self.definition.node(slot).ok_or_else(|| {
+            let known: Vec<&str> = self.definition.nodes.iter().map(|node| node.slot.as_str()).collect();
+            let place = self.dir.join("cluster.toml").display().to_string();
+            let remedy = crate::strict::suggestion(slot, &known, "slot");
+            Problem::new(format!("this cluster has no slot `{slot}`"), place, remedy)
         })
     }
 

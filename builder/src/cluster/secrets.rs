@@ -8,10 +8,10 @@ use std::fmt::Write as _;
 use std::io::Read;
 
 use anyhow::Context;
-use firstboot::spec::{Passwords, Secret};
+use firstboot::spec::{Joiner, Passwords, Secret};
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::definition::Definition;
@@ -92,6 +92,9 @@ pub struct Tokens {
     pub group_key: Secret,
     /// Slot to its single-use token.
     pub slots: BTreeMap<String, SlotToken>,
+    /// How often a slot's token was issued, where it was more than once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub issues: BTreeMap<String, u32>,
 }
 
 /// Token of one slot.
@@ -99,15 +102,35 @@ pub struct Tokens {
 #[serde(transparent)]
 pub struct SlotToken(#[serde(serialize_with = "Secret::write")] pub Secret);
 
+impl SlotToken {
+    fn generate(slot: &str) -> anyhow::Result<Self> {
+        Ok(Self(Secret::new(format!("{slot}.{}", password()?))))
+    }
+}
+
 impl Tokens {
     /// New tokens for every slot of `definition`, and a new group key.
     pub fn generate(definition: &Definition) -> anyhow::Result<Self> {
         let mut slots = BTreeMap::new();
         for node in &definition.nodes {
-            let token = format!("{}.{}", node.slot, password()?);
-            slots.insert(node.slot.clone(), SlotToken(Secret::new(token)));
+            slots.insert(node.slot.clone(), SlotToken::generate(&node.slot)?);
         }
-        Ok(Self { group_key: Secret::new(hex(&random::<32>()?)), slots })
+        Ok(Self { group_key: Secret::new(hex(&random::<32>()?)), slots, issues: BTreeMap::new() })
+    }
+
+    /// Another token for a slot, in place of the one it has; the first one of a slot that was added later.
+    pub fn issue(&mut self, slot: &str) -> anyhow::Result<()> {
+        if self.slots.insert(slot.to_owned(), SlotToken::generate(slot)?).is_some() {
+            *self.issues.entry(slot.to_owned()).or_insert(1) += 1;
+        }
+        Ok(())
+    }
+
+    /// What voters know about a slot's token.
+    pub fn joiner(&self, slot: &str) -> Option<Joiner> {
+        let SlotToken(token) = self.slots.get(slot)?;
+        let token_sha256 = hex(&Sha256::digest(token.expose().as_bytes()));
+        Some(Joiner { token_sha256, issue: self.issues.get(slot).copied().unwrap_or(1) })
     }
 
     /// `tokens.toml`.
@@ -165,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_group_token_depends_on_cluster_and_expiry() {
-        let tokens = Tokens { group_key: Secret::new("00".repeat(32)), slots: BTreeMap::new() };
+        let tokens =
+            Tokens { group_key: Secret::new("00".repeat(32)), slots: BTreeMap::new(), issues: BTreeMap::new() };
         let token = |uuid, at| tokens.group_token(uuid, at).unwrap().expose().clone();
         let one = token(Uuid::nil(), 1_700_000_000);
         assert!(one.starts_with("group.1700000000.") && one.len() == 17 + 64, "{one}");

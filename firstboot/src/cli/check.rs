@@ -52,9 +52,9 @@ fn specification(layout: &Layout, args: &Args) -> Result<(Accepted, Secrets), Ve
     }
     let seed = seed(layout, args)?;
     let (mut accepted, founding) = stored::read_seed(&seed)?;
-    let founding = stored::require_secrets(&accepted.spec, founding, &seed)?;
+    let secrets = stored::require_secrets(&accepted.spec, founding, &seed)?;
     accepted.spec = accepted.spec.without_secrets();
-    Ok((accepted, founding))
+    Ok((accepted, secrets))
 }
 
 /// Everything that determines what the node would become.

@@ -36,6 +36,11 @@ pub struct Accounts {
     pub agent_prefix: String,
 }
 
+/// Name of the user of a node without a vote; no slot has a dot.
+pub fn node_user(slot: &str) -> String {
+    format!("node.{slot}")
+}
+
 /// How long a seed leaves the work to the one that leads etcd.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -48,6 +53,45 @@ impl Client {
             Err(error) if error.refused(refusal::AUTH_OFF) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a user with this password exists.
+    pub async fn logs_in(&self, credentials: &Credentials) -> Result<bool, Error> {
+        match self.auth_is_on(credentials).await {
+            Err(error) if error.refused(refusal::WRONG_PASSWORD) => Ok(false),
+            answer => answer,
+        }
+    }
+
+    /// The user of one node without a vote: `reads` are prefixes, `writes` single keys. Any number of voters may do
+    /// this at the same time and be killed anywhere.
+    pub async fn ensure_node_user(
+        &self,
+        login: &Credentials,
+        reads: &[String],
+        writes: &[String],
+    ) -> anyhow::Result<()> {
+        let name = login.user.as_str();
+        let done = async {
+            self.add_role(name).await?;
+            for prefix in reads {
+                self.grant_prefix(name, prefix, Permission::Read).await?;
+            }
+            for key in writes {
+                self.grant_key(name, key).await?;
+            }
+            self.add_user(name, &login.password).await?;
+            self.grant_role(name, name).await?;
+            // An earlier machine in this slot had another one.
+            let body = json!({"name": name, "password": login.password.expose()});
+            self.call::<Done>("auth/user/changepw", &body).await.map(drop)
+        };
+        done.await.with_context(|| format!("making etcd's user `{name}`"))
+    }
+
+    async fn grant_key(&self, role: &str, key: &str) -> Result<(), Error> {
+        let perm = json!({"permType": "READWRITE", "key": encode(key)});
+        self.call::<Done>("auth/role/grant", &json!({"name": role, "perm": perm})).await.map(drop)
     }
 
     async fn add_user(&self, name: &str, password: &Secret) -> Result<(), Error> {

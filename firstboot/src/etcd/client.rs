@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::spec::Secret;
+use crate::problem::Problem;
+use crate::spec::{Password, Secret, Secrets};
 
 /// Time for a TCP and TLS handshake inside one network.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -44,6 +45,15 @@ impl Credentials {
     /// `user` with `password`.
     pub fn new(user: &str, password: &Secret) -> Self {
         Self { user: user.to_owned(), password: password.clone() }
+    }
+
+    /// The agent's own on this node: voters may do anything, every other node has a user of its own that may write
+    /// what concerns it alone.
+    pub fn of_agent(slot: &str, secrets: &Secrets) -> Result<Self, Problem> {
+        match secrets.passwords.get(Password::EtcdAgent) {
+            Ok(password) => Ok(Self::new("agent", password)),
+            Err(_) => Ok(Self::new(&super::node_user(slot), secrets.passwords.get(Password::EtcdNode)?)),
+        }
     }
 }
 

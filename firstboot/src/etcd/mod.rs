@@ -17,7 +17,7 @@ mod wire;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use auth::{Accounts, Permission};
+pub use auth::{Accounts, Permission, node_user};
 pub(crate) use client::plain;
 pub use client::{Client, Credentials, Endpoint, Error};
 pub use kv::{Event, KeyValue, Swap, Watcher};

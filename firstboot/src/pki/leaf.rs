@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use fs_err as fs;
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -127,7 +128,8 @@ impl Signer {
         Ok(Self { issuer, pem: cert_pem.trim_end().to_owned() + "\n", der, not_after })
     }
 
-    fn sign(&self, leaf: &Leaf, key: &KeyPair) -> Result<String> {
+    /// The certificate of `leaf` for a key, and after it the intermediate.
+    pub fn sign(&self, leaf: &Leaf, key: &impl PublicKeyData) -> Result<String> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         // Else no common name: with authentication on, etcd's gateway answers 400 to a client certificate that has one.
@@ -152,17 +154,77 @@ impl Signer {
     }
 }
 
+/// A key somebody else made and keeps.
+#[derive(Debug)]
+pub struct PublicKey(SubjectPublicKeyInfo);
+
+impl PublicKey {
+    /// Reads a SubjectPublicKeyInfo; only the kind of key that agents make is taken.
+    pub fn from_pem(pem: &str) -> Result<Self> {
+        let key = SubjectPublicKeyInfo::from_pem(pem).context("not a public key")?;
+        anyhow::ensure!(*key.algorithm() == rcgen::PKCS_ECDSA_P256_SHA256, "not an ECDSA P-256 key");
+        Ok(Self(key))
+    }
+
+    /// The bare key.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+}
+
+impl PublicKeyData for PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+/// The public half of `<dir>/<name>.key`, PEM; the key is made and stored if it is not there.
+pub fn public_key(dir: &Path, name: &str) -> Result<String> {
+    let path = dir.join(format!("{name}.key"));
+    let key = match read_key(&path)? {
+        Some(key) => key,
+        None => new_key(&path)?,
+    };
+    Ok(key.public_key_pem())
+}
+
+/// Stores a chain that somebody else signed as `<dir>/<name>.pem`, if it belongs to the key there.
+pub fn install(dir: &Path, name: &str, chain: &str) -> Result<()> {
+    let key = read_key(&dir.join(format!("{name}.key")))?.with_context(|| format!("`{name}` has no key"))?;
+    let leaf = CertificateDer::pem_slice_iter(chain.as_bytes()).next().context("no certificate")?;
+    let leaf = leaf.with_context(|| format!("reading certificate `{name}`"))?;
+    let (_, parsed) = X509Certificate::from_der(&leaf).with_context(|| format!("reading certificate `{name}`"))?;
+    let fits = parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw();
+    anyhow::ensure!(fits, "certificate `{name}` is for another key");
+    durable::write(&dir.join(format!("{name}.pem")), chain.as_bytes(), 0o644)
+}
+
+/// `None`: there is none, or nothing usable.
+fn read_key(path: &Path) -> Result<Option<KeyPair>> {
+    match fs::read_to_string(path) {
+        Ok(pem) => Ok(KeyPair::from_pem(&pem).ok()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn new_key(path: &Path) -> Result<KeyPair> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("generating a key")?;
+    durable::write(path, key.serialize_pem().as_bytes(), 0o600)?;
+    Ok(key)
+}
+
 /// Makes `<dir>/<name>.pem` and `.key` what `leaf` asks for; `true` if something was issued.
 ///
 /// An existing pair is kept if it fits: same names, this intermediate, enough time left. The key is written first and
 /// reused by a run that follows a kill in between: whatever is on disk is either nothing, a key, or a matching pair.
 pub fn ensure(dir: &Path, leaf: &Leaf, signer: &Signer) -> Result<bool> {
     let (cert_path, key_path) = (dir.join(format!("{}.pem", leaf.name)), dir.join(format!("{}.key", leaf.name)));
-    let key = match fs::read_to_string(&key_path) {
-        Ok(pem) => KeyPair::from_pem(&pem).ok(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-        Err(e) => return Err(e.into()),
-    };
+    let key = read_key(&key_path)?;
     if let Some(key) = &key
         && let Ok(chain) = fs::read(&cert_path)
         && fits(&chain, leaf, signer, key)
@@ -171,11 +233,7 @@ pub fn ensure(dir: &Path, leaf: &Leaf, signer: &Signer) -> Result<bool> {
     }
     let key = match key {
         Some(key) => key,
-        None => {
-            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("generating a key")?;
-            durable::write(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
-            key
-        }
+        None => new_key(&key_path)?,
     };
     durable::write(&cert_path, signer.sign(leaf, &key)?.as_bytes(), 0o644)?;
     Ok(true)

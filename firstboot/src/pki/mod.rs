@@ -8,9 +8,9 @@ mod leaf;
 mod roles;
 mod tls;
 
-pub use leaf::{Leaf, Signer, ensure, names};
+pub use leaf::{Leaf, PublicKey, Signer, ensure, install, names, public_key};
 pub use roles::{leaves, leaves_of};
-pub use tls::{client, is_agent, server};
+pub use tls::{Clients, client, is_agent, server};
 
 #[cfg(test)]
 pub(crate) use leaf::tests::TestCa;

@@ -34,13 +34,30 @@ pub fn client(dir: &Path, name: &str, agents_of: Option<Uuid>) -> Result<ClientC
     builder.with_client_auth_cert(chain, key).with_context(|| format!("using certificate `{name}`"))
 }
 
-/// Server side: presents `<dir>/<name>.{pem,key}` and requires a certificate under `<dir>/ca.pem` from the client.
-pub fn server(dir: &Path, name: &str) -> Result<ServerConfig> {
+/// Whom a server lets finish the handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// Only those with a certificate of this cluster.
+    Known,
+    /// Also those without any; what they may ask is the server's business. The chain ends with the root then: they
+    /// know its hash only.
+    Joining,
+}
+
+/// Server side: presents `<dir>/<name>.{pem,key}`; a client's certificate must be one under `<dir>/ca.pem`.
+pub fn server(dir: &Path, name: &str, clients: Clients) -> Result<ServerConfig> {
     let provider = provider();
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(dir)?), provider.clone())
-        .build()
-        .context("preparing certificate checks")?;
-    let (chain, key) = identity(dir, name)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(dir)?), provider.clone());
+    let (mut chain, key) = identity(dir, name)?;
+    let verifier = match clients {
+        Clients::Known => verifier,
+        Clients::Joining => {
+            let root = CertificateDer::from_pem_slice(&fs_err::read(dir.join("ca.pem"))?);
+            chain.push(root.context("reading ca.pem")?);
+            verifier.allow_unauthenticated()
+        }
+    };
+    let verifier = verifier.build().context("preparing certificate checks")?;
     ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
@@ -142,6 +159,6 @@ mod tests {
         assert!(!is_agent(&leaf_of("agent"), Uuid::new_v4()));
         assert!(!is_agent(&leaf_of("etcd"), uuid));
         client(dir.path(), "agent", Some(uuid)).unwrap();
-        server(dir.path(), "agent").unwrap();
+        server(dir.path(), "agent", Clients::Known).unwrap();
     }
 }

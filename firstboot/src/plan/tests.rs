@@ -64,13 +64,13 @@ fn each_role_runs_its_own() {
     let backup = steps("bkp-1").join("\n").replace(units, "UNITS");
     insta::assert_snapshot!(backup, @r"
     pki certificates for agent, pgbackrest
-    config pgbackrest.conf, environment, UNITS
+    config root.env, pgbackrest.conf, environment, UNITS
     slot lease of slot bkp-1
     pgbackrest start pgbackrest.service
     ");
     insta::assert_snapshot!(steps("px-1").join("\n"), @r"
     pki certificates for agent, haproxy
-    config start.state, haproxy.cfg
+    config root.env, start.state, haproxy.cfg
     haproxy start haproxy.service
     slot lease of slot px-1
     ");
@@ -84,6 +84,16 @@ fn a_database_without_a_vote_holds_its_slot_before_patroni_starts() {
     let ids: Vec<_> = plan.steps.iter().map(|step| step.id).collect();
     assert!(ids.ends_with(&["config", "slot", "hugepages", "patroni", "pgbackrest"]), "{ids:?}");
     assert!(!plan.to_string().contains("etcd.env"), "{plan}");
+}
+
+#[test]
+fn before_a_node_has_joined_only_the_machine_is_planned() {
+    let mut wanted = crate::fixtures::desired_as("px-1");
+    wanted.secrets = Secrets::default();
+    let plan = plan(&wanted, &facts(), &State::default()).unwrap();
+    let ids: Vec<_> = plan.steps.iter().map(|step| step.id).collect();
+    assert_eq!(ids, ["network", "hostname", "identity", "clock", "join"]);
+    assert_eq!(plan.steps[4].summary, "let in by pg-1, pg-2, pg-3");
 }
 
 #[test]

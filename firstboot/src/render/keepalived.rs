@@ -134,6 +134,7 @@ fn password(spec: &NodeSpec, secret: &Secret) -> Secret {
 mod tests {
     use super::*;
     use crate::fixtures::desired;
+    use crate::spec::Password;
     use crate::spec::{Vip, VipMode};
 
     fn spec() -> NodeSpec {
@@ -143,7 +144,7 @@ mod tests {
     }
 
     fn rendered(spec: &NodeSpec) -> Result<String, Problem> {
-        config(spec, &desired().secrets.passwords.etcd_proxy, &candidates(spec), "host0")
+        config(spec, desired().secrets.passwords.get(Password::EtcdProxy)?, &candidates(spec), "host0")
     }
 
     #[test]

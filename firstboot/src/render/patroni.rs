@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{host, preset};
 use crate::facts::Facts;
 use crate::plan::Desired;
-use crate::spec::{Durability, NodeSpec};
+use crate::spec::{Durability, NodeSpec, Password, Secret};
 
 const PKI: &str = "/run/pgkiln/pki/patroni";
 const PG_PKI: &str = "/run/pgkiln/pki/postgresql";
@@ -22,7 +22,7 @@ const ETCD_USER: &str = "patroni";
 /// `/run/pgkiln/patroni/patroni.yml`: holds passwords, 0600 postgres.
 pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
     let spec = desired.spec();
-    let secrets = &desired.secrets.passwords;
+    let secret = |name| desired.secrets.passwords.get(name).map(Secret::expose);
     let ip = host(desired.ip()?);
     let preset = preset::of(spec.postgres.rto);
     let major = desired.image.postgresql_major()?;
@@ -35,7 +35,7 @@ pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
         "cafile": format!("{PKI}/ca.pem"),
         // Reads stay open for health checks; whatever changes something needs a client certificate.
         "verify_client": "optional",
-        "authentication": {"username": "patroni", "password": secrets.patroni_rest.expose()},
+        "authentication": {"username": "patroni", "password": secret(Password::PatroniRest)?},
         // Never an `allowlist` besides: where there is one, `POST /failsafe` is checked against it alone, and a primary
         // without etcd is refused by every member and demotes itself (`check_access` in Patroni's `api.py`).
         "allowlist_include_members": true,
@@ -62,7 +62,7 @@ pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
             "cert": format!("{PKI}/patroni.pem"),
             "key": format!("{PKI}/patroni.key"),
             "username": ETCD_USER,
-            "password": secrets.etcd_patroni.expose(),
+            "password": secret(Password::EtcdPatroni)?,
         },
         "watchdog": {"mode": watchdog, "device": "/dev/watchdog", "safety_margin": preset.safety_margin},
         "tags": {"nofailover": false, "noloadbalance": false, "clonefrom": true, "nosync": false},
@@ -80,9 +80,9 @@ pub fn config(desired: &Desired, facts: &Facts) -> Result<String> {
             "use_unix_socket": true,
             "use_unix_socket_repl": true,
             "authentication": {
-                "superuser": {"username": "postgres", "password": secrets.superuser.expose()},
-                "replication": user("replicator", secrets.replication.expose()),
-                "rewind": user("rewind", secrets.rewind.expose()),
+                "superuser": {"username": "postgres", "password": secret(Password::Superuser)?},
+                "replication": user("replicator", secret(Password::Replication)?),
+                "rewind": user("rewind", secret(Password::Rewind)?),
             },
             "parameters": local_parameters(desired, facts),
             "create_replica_methods": ["basebackup"],

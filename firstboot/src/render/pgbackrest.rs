@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::host;
 use crate::plan::Desired;
-use crate::spec::{Backup, NodeSpec, Role};
+use crate::spec::{Backup, NodeSpec, Password, Role};
 use crate::step::File;
 
 const PKI: &str = "/run/pgkiln/pki/pgbackrest";
@@ -66,7 +66,7 @@ fn config(desired: &Desired, backup: &Backup, peers: &Peers, queue_max_mib: u64)
     let mut put = |key: &str, value: &str| text.push_str(&format!("{key}={value}\n"));
     put("repo1-path", &format!("/var/lib/pgbackrest/{}", spec.cluster.uuid));
     put("repo1-cipher-type", "aes-256-cbc");
-    put("repo1-cipher-pass", desired.secrets.passwords.repository.expose());
+    put("repo1-cipher-pass", desired.secrets.passwords.get(Password::Repository)?.expose());
     put("compress-type", "zst");
     put("lock-path", "/run/pgkiln/pgbackrest/lock");
     put("spool-path", "/var/spool/pgbackrest");

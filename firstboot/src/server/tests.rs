@@ -31,8 +31,9 @@ impl Seed {
     }
 
     fn serve(&mut self, cluster: Uuid, desk: &Arc<Desk>, board: &Board) -> tokio::task::JoinHandle<Result<()>> {
-        let tls = pki::server(self.dir.path(), "agent").unwrap();
-        let endpoints = Endpoints { cluster, desk: desk.clone(), board: board.clone() };
+        let tls = pki::server(self.dir.path(), "agent", pki::Clients::Known).unwrap();
+        let (desk, board, admissions) = (desk.clone(), board.clone(), Arc::default());
+        let endpoints = Endpoints::<Voter> { cluster, desk, admissions, board };
         tokio::spawn(serve(self.listener.take().unwrap(), tls, endpoints))
     }
 }

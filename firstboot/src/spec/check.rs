@@ -88,14 +88,21 @@ fn backup(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
 
 /// On a first boot secrets must come from somewhere.
 pub fn missing_secrets(spec: &NodeSpec, place: &str) -> Option<Problem> {
-    if spec.founding.is_some() || spec.join.is_some() {
-        return None;
+    match (spec.is_voter(), &spec.founding, &spec.join) {
+        (true, Some(_), _) | (false, _, Some(_)) => None,
+        (_, None, None) => Some(Problem::new(
+            "missing secret: the specification has neither `founding` nor `join`",
+            place,
+            "write the seed with `pgkiln cluster seed --embed-secrets` (founding nodes) or add a `join` token",
+        )),
+        (true, None, Some(_)) => Some(Problem::new(
+            "missing secret: a voter needs the founding bundle, a token is not enough in this version",
+            place,
+            "write the seed with `pgkiln cluster seed --embed-secrets`",
+        )),
+        // Refused by `check` already.
+        (false, Some(_), None) => None,
     }
-    Some(Problem::new(
-        "missing secret: the specification has neither `founding` nor `join`",
-        place,
-        "write the seed with `pgkiln cluster seed --embed-secrets` (founding nodes) or add a `join` token",
-    ))
 }
 
 fn line(node: &Node, path: &[&str]) -> u64 {

@@ -21,10 +21,20 @@ pub struct Founding {
     /// SCRAM verifiers of application roles: role to `SCRAM-SHA-256$…`. The password itself never reaches a node.
     #[serde(default)]
     pub roles: BTreeMap<String, String>,
+    /// Nodes without a vote that may join: slot to what their token must be.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub joiners: BTreeMap<String, Joiner>,
 }
 
-/// The founding bundle as kept on the node (`secrets.json`, 0600).
-pub type Secrets = Founding;
+/// What a voter knows about a token; never the token itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Joiner {
+    /// SHA-256 of the token, in hexadecimal.
+    pub token_sha256: String,
+    /// How often a token was issued for the slot; a later one replaces the node that used an earlier one.
+    pub issue: u32,
+}
 
 /// An intermediate CA with its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@
 mod backup;
 mod check;
 mod founding;
+mod held;
 mod members;
 mod postgres;
 mod read;
@@ -25,7 +26,8 @@ use uuid::Uuid;
 
 pub use backup::{Backup, Repository, is_calendar};
 pub use check::{missing_secrets, pem_sha256};
-pub use founding::{Founding, Intermediate, Passwords, Secrets};
+pub use founding::{Founding, Intermediate, Joiner, Passwords};
+pub use held::{Held, Password, Secrets};
 pub use members::Member;
 pub use postgres::{Database, Durability, PgRole, Postgres, Rto};
 pub use read::read;

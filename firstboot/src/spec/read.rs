@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::reader::Reader;
 use super::tree::{self, Node};
 use super::{
-    Backup, Cluster, Database, DiskMatch, Disks, Durability, Founding, Intermediate, Join, NodeSpec, Passwords, PgRole,
-    Pooler, PoolerKind, Postgres, Repository, Role, Rto, Secret, Tweaks, Vip, VipMode,
+    Backup, Cluster, Database, DiskMatch, Disks, Durability, Founding, Intermediate, Join, Joiner, NodeSpec, Passwords,
+    PgRole, Pooler, PoolerKind, Postgres, Repository, Role, Rto, Secret, Tweaks, Vip, VipMode,
 };
 use crate::problem::Problem;
 
@@ -228,7 +228,7 @@ fn tweaks(r: &mut Reader<'_>, node: &Node) -> Tweaks {
 
 fn founding(r: &mut Reader<'_>, node: &Node) -> Option<Founding> {
     let path = "pgkiln.founding";
-    r.mapping(node, path, &["schema", "ca", "intermediate", "passwords", "roles"]);
+    r.mapping(node, path, &["schema", "ca", "intermediate", "passwords", "roles", "joiners"]);
     let schema = r.required(node, path, "schema").and_then(|n| r.parsed(n, "pgkiln.founding.schema", "1"));
     let ca = r.required(node, path, "ca").and_then(|n| r.text(n, "pgkiln.founding.ca"));
     let intermediate = r.required(node, path, "intermediate").and_then(|node| {
@@ -245,7 +245,20 @@ fn founding(r: &mut Reader<'_>, node: &Node) -> Option<Founding> {
             roles.insert(key.name.clone(), verifier);
         }
     }
-    Some(Founding { schema: schema?, ca: ca?, intermediate: intermediate?, passwords: passwords?, roles })
+    let joiners = r.optional(node, "joiners").map(|n| joiners(r, n)).unwrap_or_default();
+    Some(Founding { schema: schema?, ca: ca?, intermediate: intermediate?, passwords: passwords?, roles, joiners })
+}
+
+fn joiners(r: &mut Reader<'_>, node: &Node) -> BTreeMap<String, Joiner> {
+    r.mapping_of_names(node, "pgkiln.founding.joiners");
+    let joiner = |(key, value): &(tree::Key, Node)| {
+        let path = format!("pgkiln.founding.joiners.{}", key.name);
+        r.mapping(value, &path, &["token_sha256", "issue"]);
+        let token_sha256 = r.required(value, &path, "token_sha256").and_then(|n| r.text(n, &path));
+        let issue = r.required(value, &path, "issue").and_then(|n| r.parsed(n, &path, "1"));
+        Some((key.name.clone(), Joiner { token_sha256: token_sha256?, issue: issue? }))
+    };
+    node.entries().iter().filter_map(joiner).collect()
 }
 
 fn passwords(r: &mut Reader<'_>, node: &Node) -> Option<Passwords> {

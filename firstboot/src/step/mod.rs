@@ -73,6 +73,8 @@ pub enum Action {
         /// Names and addresses that go into certificates.
         spec: Box<NodeSpec>,
     },
+    /// Asks the voters to be let in.
+    Join,
     /// Writes files.
     Files(Vec<File>),
     /// Founds or joins etcd.
@@ -179,7 +181,7 @@ impl Action {
             Self::Start { unit } => units::start(host, unit).await,
             Self::HugePages(question) => hugepages::apply(host, question).await,
             Self::Keepalived { unit } => keepalived::apply(host, desired, unit),
-            Self::Etcd { .. } | Self::Slot => Ok(()),
+            Self::Join | Self::Etcd { .. } | Self::Slot => Ok(()),
         }
     }
 }

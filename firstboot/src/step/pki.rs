@@ -22,15 +22,18 @@ pub(super) fn apply(host: &Host, spec: &NodeSpec, secrets: &Secrets) -> Result<(
     let kept = host.layout.pki();
     durable::create_dir(&kept, 0o700)?;
     write_once(&kept.join("ca.pem"), secrets.ca.as_bytes(), 0o644)?;
-    let intermediate = &secrets.intermediate;
-    write_once(&kept.join("intermediate.key"), intermediate.key.expose().as_bytes(), 0o600)?;
-    write_once(&kept.join("intermediate.pem"), intermediate.cert.as_bytes(), 0o644)?;
-    let signer = Signer::new(&intermediate.cert, intermediate.key.expose())?;
     let ip = spec.ip().context("the specification gives this node no address")?;
     let leaves = pki::leaves(spec, ip);
-    for leaf in &leaves {
-        if pki::ensure(&kept, leaf, &signer)? {
-            tracing::info!("certificate `{}` issued", leaf.name);
+    // Without a vote they came with the answer to joining.
+    if spec.is_voter() {
+        let intermediate = secrets.signer()?;
+        write_once(&kept.join("intermediate.key"), intermediate.key.expose().as_bytes(), 0o600)?;
+        write_once(&kept.join("intermediate.pem"), intermediate.cert.as_bytes(), 0o644)?;
+        let signer = Signer::new(&intermediate.cert, intermediate.key.expose())?;
+        for leaf in &leaves {
+            if pki::ensure(&kept, leaf, &signer)? {
+                tracing::info!("certificate `{}` issued", leaf.name);
+            }
         }
     }
     hand_out(host, secrets.ca.as_bytes(), &leaves)

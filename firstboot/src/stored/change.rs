@@ -18,9 +18,10 @@ pub(super) struct Change {
 }
 
 /// Keys that may change while the node lives, and what becomes of the change; the first match counts.
-const RELOADABLE: [(&str, &str); 10] = [
+const RELOADABLE: [(&str, &str); 11] = [
     ("config", "applied at this boot"),
     ("spec.tweaks", "applied to this node at this boot"),
+    ("spec.members", "applied to this node at this boot"),
     ("spec.client_networks", "applied to this node at this boot"),
     (
         "spec.postgres.parameters",

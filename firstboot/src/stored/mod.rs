@@ -13,7 +13,7 @@ use crate::durable;
 use crate::facts::{Facts, Machine};
 use crate::layout::Layout;
 use crate::problem::Problem;
-use crate::spec::{self, NodeSpec, Secrets};
+use crate::spec::{self, Founding, NodeSpec, Secrets};
 use crate::status::{Board, IgnoredKey};
 use crate::user_data::{self, CloudConfig};
 
@@ -67,7 +67,7 @@ pub fn accept(
 }
 
 /// Reads a seed; all problems at once. What `check` and `inspect` do, too.
-pub fn read_seed(seed: &Seed) -> Result<(Accepted, Option<Secrets>), Vec<Problem>> {
+pub fn read_seed(seed: &Seed) -> Result<(Accepted, Option<Founding>), Vec<Problem>> {
     let data = user_data::read(&seed.user_data, &seed.place)?;
     let founding = data.spec.founding.clone();
     let mut config = data.config;
@@ -84,16 +84,13 @@ pub fn read_seed(seed: &Seed) -> Result<(Accepted, Option<Secrets>), Vec<Problem
     Ok((accepted, founding))
 }
 
-/// On a first boot secrets must come with the seed.
-pub fn require_secrets(spec: &NodeSpec, founding: Option<Secrets>, seed: &Seed) -> Result<Secrets, Vec<Problem>> {
-    founding.ok_or_else(|| {
-        let line = user_data::section_line(seed);
-        let place = format!("{}:{line}", seed.place);
-        vec![spec::missing_secrets(spec, &place).unwrap_or_else(|| {
-            let remedy = "write the seed with `pgkiln cluster seed --embed-secrets`";
-            Problem::new("joining with a token is not supported by this image yet", place, remedy)
-        })]
-    })
+/// On a first boot secrets must come with the seed, or a token that gets them: none are here then.
+pub fn require_secrets(spec: &NodeSpec, founding: Option<Founding>, seed: &Seed) -> Result<Secrets, Vec<Problem>> {
+    let place = format!("{}:{}", seed.place, user_data::section_line(seed));
+    match spec::missing_secrets(spec, &place) {
+        Some(problem) => Err(vec![problem]),
+        None => Ok(founding.map(Secrets::from).unwrap_or_default()),
+    }
 }
 
 fn first_boot(
@@ -107,18 +104,25 @@ fn first_boot(
         vec![Problem::new("no metadata found", "datasources", remedy)]
     })?;
     let (mut accepted, founding) = read_seed(&seed)?;
-    let founding = require_secrets(&accepted.spec, founding, &seed)?;
+    let secrets = require_secrets(&accepted.spec, founding, &seed)?;
+    if !secrets.are_here() {
+        // Accepted once the voters let it in: until then every boot is the first, with the same seed.
+        return Ok((accepted, secrets));
+    }
     accepted.spec = accepted.spec.without_secrets();
-    let store = || -> Result<()> {
-        durable::create_dir(&layout.lib(), 0o700)?;
-        durable::write_json(&layout.secrets(), &founding, 0o600)?;
-        durable::write_json(&layout.identity(), &Identity { machine: facts.machine.clone() }, 0o600)?;
-        // Last: its presence is what makes the next boot a later one.
-        durable::write_json(&layout.spec(), &accepted, 0o600)
-    };
-    store().map_err(|error| unwritable(layout, &error))?;
+    keep(layout, &accepted, &secrets, facts).map_err(|error| unwritable(layout, &error))?;
     wipe(&seed, board);
-    Ok((accepted, founding))
+    Ok((accepted, secrets))
+}
+
+/// Keeps an accepted specification: from now on boots are later ones.
+pub fn keep(layout: &Layout, accepted: &Accepted, secrets: &Secrets, facts: &Facts) -> Result<()> {
+    let accepted = Accepted { spec: accepted.spec.without_secrets(), ..accepted.clone() };
+    durable::create_dir(&layout.lib(), 0o700)?;
+    durable::write_json(&layout.secrets(), secrets, 0o600)?;
+    durable::write_json(&layout.identity(), &Identity { machine: facts.machine.clone() }, 0o600)?;
+    // Last: its presence is what makes the next boot a later one.
+    durable::write_json(&layout.spec(), &accepted, 0o600)
 }
 
 fn unwritable(layout: &Layout, error: &anyhow::Error) -> Vec<Problem> {
@@ -128,7 +132,7 @@ fn unwritable(layout: &Layout, error: &anyhow::Error) -> Vec<Problem> {
 /// Secrets that stay in a seed do not stop a database, but everybody who looks is told.
 fn wipe(seed: &Seed, board: &Board) {
     if let Err(error) = wipe::wipe(seed) {
-        let note = format!("the founding secrets are still in {}: {error:#}", seed.source);
+        let note = format!("secrets are still in {}: {error:#}", seed.source);
         tracing::warn!("{note}");
         board.note(note);
     }
@@ -178,6 +182,7 @@ fn later_boot(
     }
     let mut merged = stored.clone();
     merged.spec.client_networks = fresh.spec.client_networks;
+    merged.spec.members = fresh.spec.members;
     merged.spec.postgres = fresh.spec.postgres;
     merged.config = fresh.config;
     merged.ignored = fresh.ignored;
@@ -188,13 +193,19 @@ fn later_boot(
 }
 
 /// Keeps what the seed changed. Until Patroni has the cluster-wide part, the specification it works with is kept, too.
-fn remember(layout: &Layout, stored: &Accepted, merged: &Accepted, founding: Option<Secrets>) -> Result<()> {
+fn remember(layout: &Layout, stored: &Accepted, merged: &Accepted, founding: Option<Founding>) -> Result<()> {
     if let Some(founding) = founding {
         let mut secrets: Secrets = durable::read_json(&layout.secrets())?.context("secrets.json is gone")?;
-        let before = secrets.roles.clone();
+        let before = secrets.clone();
         secrets.roles.extend(founding.roles);
-        if secrets.roles != before {
+        if secrets.roles != before.roles {
             tracing::warn!("passwords of roles changed (set when this node leads)");
+        }
+        secrets.joiners = founding.joiners;
+        if secrets.joiners != before.joiners {
+            tracing::warn!("nodes that may join: {}", Vec::from_iter(secrets.joiners.keys().cloned()).join(", "));
+        }
+        if secrets != before {
             durable::write_json(&layout.secrets(), &secrets, 0o600)?;
         }
     }

@@ -4,6 +4,7 @@ use fs_err as fs;
 
 use super::*;
 use crate::fixtures::{SPEC, facts};
+use crate::spec::Password;
 
 /// A node's disk and its seed.
 struct Node {
@@ -88,7 +89,7 @@ fn the_first_boot_keeps_the_specification_and_wipes_the_secrets() {
     let spec = fs::read_to_string(node.layout().spec()).unwrap();
     assert!(!spec.contains("secret-"), "{spec}");
     let secrets: Secrets = durable::read_json(&node.layout().secrets()).unwrap().unwrap();
-    assert_eq!(secrets.passwords.superuser.expose(), "secret-superuser");
+    assert_eq!(secrets.passwords.get(Password::Superuser).unwrap().expose(), "secret-superuser");
     use std::os::unix::fs::PermissionsExt;
     for path in [node.layout().spec(), node.layout().secrets(), node.layout().identity()] {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{}", path.display());
@@ -128,7 +129,7 @@ fn missing_or_broken_metadata_runs_the_stored_specification_loudly() {
         let before = node.lib();
         let (accepted, secrets) = node.start(found).unwrap();
         assert_eq!(
-            (accepted.spec.slot.as_str(), secrets.passwords.rewind.expose().as_str()),
+            (accepted.spec.slot.as_str(), secrets.passwords.get(Password::Rewind).unwrap().expose().as_str()),
             ("pg-1", "secret-rewind")
         );
         assert!(node.noted("running the stored specification") && node.noted(why), "{:?}", node.board.get().notes);

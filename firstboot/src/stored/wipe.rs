@@ -14,22 +14,32 @@ use crate::{durable, user_data};
 /// Removes `pgkiln.founding` from the seed's file; a seed that cannot be written to and carries it is an error.
 pub(super) fn wipe(seed: &Seed) -> Result<()> {
     let text = user_data::decode(&seed.user_data, &seed.place)?;
-    let Some(wiped) = without_founding(&text, &seed.place)? else { return Ok(()) };
+    let Some(wiped) = without_secrets(&text, &seed.place)? else { return Ok(()) };
     let path = seed.wipeable.as_ref().context("it cannot be written to: detach it")?;
     durable::write(path, wiped.as_bytes(), 0o600)?;
-    tracing::info!("founding secrets wiped from {}", path.display());
+    tracing::info!("secrets wiped from {}", path.display());
     Ok(())
 }
 
-/// The document without its founding bundle; `None` if it has none.
-fn without_founding(text: &str, place: &str) -> Result<Option<String>> {
+/// The document without its founding bundle and without its token; `None` if it has neither.
+fn without_secrets(text: &str, place: &str) -> Result<Option<String>> {
+    let mut wiped = None;
+    for name in ["founding", "join"] {
+        let without = without(wiped.as_deref().unwrap_or(text), name, place)?;
+        wiped = without.or(wiped);
+    }
+    Ok(wiped)
+}
+
+/// The document without one key of our section.
+fn without(text: &str, name: &str, place: &str) -> Result<Option<String>> {
     let mut root = tree::parse(text, place)?;
     let Some(section) = entry(&mut root, "pgkiln") else { return Ok(None) };
     let Value::Map(entries) = &mut section.value else { return Ok(None) };
-    let Some(at) = entries.iter().position(|(key, _)| key.name == "founding") else { return Ok(None) };
-    let (key, founding) = entries.remove(at);
+    let Some(at) = entries.iter().position(|(key, _)| key.name == name) else { return Ok(None) };
+    let (key, secret) = entries.remove(at);
     let mut secrets = Vec::new();
-    leaves(&founding, &mut secrets);
+    leaves(&secret, &mut secrets);
     let good = |candidate: &str| {
         let same = tree::parse(candidate, place).is_ok_and(|parsed| parsed.value == root.value);
         same && !secrets.iter().any(|secret| candidate.contains(secret.as_str()))
@@ -38,9 +48,9 @@ fn without_founding(text: &str, place: &str) -> Result<Option<String>> {
     if good(&cut) {
         return Ok(Some(cut));
     }
-    let body = serde_saphyr::to_string(&root).context("writing the document without its founding secrets")?;
-    let anew = format!("#cloud-config\n# Written anew by firstboot, which removed the founding secrets.\n{body}");
-    ensure!(good(&anew), "the founding secrets also stand elsewhere in the document: remove them");
+    let body = serde_saphyr::to_string(&root).context("writing the document without its secrets")?;
+    let anew = format!("#cloud-config\n# Written anew by firstboot, which removed its secrets.\n{body}");
+    ensure!(good(&anew), "the secrets also stand elsewhere in the document: remove them");
     Ok(Some(anew))
 }
 
@@ -51,11 +61,12 @@ fn entry<'a>(node: &'a mut Node, name: &str) -> Option<&'a mut Node> {
     }
 }
 
-/// The secret texts of the bundle, line by line. Certificates are public and may stand elsewhere.
-fn leaves(founding: &Node, found: &mut Vec<String>) {
-    let key = founding.get("intermediate").and_then(|node| node.get("key"));
-    let passwords = founding.get("passwords").map(Node::entries).unwrap_or_default().iter().map(|(_, node)| node);
-    for text in key.into_iter().chain(passwords).filter_map(Node::scalar) {
+/// The secret texts of a bundle or a token, line by line. Certificates are public and may stand elsewhere.
+fn leaves(secret: &Node, found: &mut Vec<String>) {
+    let key = secret.get("intermediate").and_then(|node| node.get("key"));
+    let key = key.into_iter().chain(secret.get("token"));
+    let passwords = secret.get("passwords").map(Node::entries).unwrap_or_default().iter().map(|(_, node)| node);
+    for text in key.chain(passwords).filter_map(Node::scalar) {
         found.extend(text.lines().filter(|line| line.len() >= 8 && !line.starts_with("-----")).map(str::to_owned));
     }
 }
@@ -79,7 +90,7 @@ mod tests {
     use super::*;
 
     fn wiped(text: &str) -> String {
-        without_founding(text, "user-data").unwrap().expect("a bundle")
+        without_secrets(text, "user-data").unwrap().expect("a bundle")
     }
 
     #[test]
@@ -92,6 +103,15 @@ mod tests {
         // Last in the section, next to another section.
         let text = format!("{before}{bundle}hostname: 'yes'\n");
         assert_eq!(wiped(&text), format!("{before}hostname: 'yes'\n"));
+    }
+
+    #[test]
+    fn a_token_is_cut_as_well() {
+        let before = "#cloud-config\npgkiln:\n  slot: px-1\n";
+        let join = "  join: {token: \"px-1.secret-token\"}\n";
+        assert_eq!(wiped(&format!("{before}{join}  role: proxy\n")), format!("{before}  role: proxy\n"));
+        let both = format!("{before}{join}  founding: {{passwords: {{superuser: secret-superuser}}}}\n");
+        assert_eq!(wiped(&both), before);
     }
 
     #[test]
@@ -127,8 +147,8 @@ mod tests {
     #[test]
     fn a_secret_that_stands_elsewhere_too_is_not_left_silently() {
         let text = "#cloud-config\npgkiln:\n  founding: {passwords: {superuser: &it secret-superuser}}\nmotd: *it\n";
-        assert!(without_founding(text, "user-data").is_err());
-        assert!(without_founding("#cloud-config\npgkiln: {slot: pg-1}\n", "user-data").unwrap().is_none());
-        assert!(without_founding("#cloud-config\n", "user-data").is_ok_and(|wiped| wiped.is_none()));
+        assert!(without_secrets(text, "user-data").is_err());
+        assert!(without_secrets("#cloud-config\npgkiln: {slot: pg-1}\n", "user-data").unwrap().is_none());
+        assert!(without_secrets("#cloud-config\n", "user-data").is_ok_and(|wiped| wiped.is_none()));
     }
 }

@@ -25,7 +25,7 @@ use crate::facts::{self, Link};
 use crate::plan::Desired;
 use crate::problem::Problem;
 use crate::render::keepalived;
-use crate::spec::{NodeSpec, Secret};
+use crate::spec::{NodeSpec, Password, Secret};
 use crate::status::{Board, VipStatus};
 use crate::step::{File, Host};
 use crate::tool::{self, Tool};
@@ -74,7 +74,7 @@ impl Keeper {
             address: vip.addr(),
             unit: unit.to_owned(),
             spec: spec.clone(),
-            secret: desired.secrets.passwords.etcd_proxy.clone(),
+            secret: desired.secrets.passwords.get(Password::EtcdProxy)?.clone(),
             peers,
             host: host.clone(),
         }))

@@ -38,7 +38,7 @@ impl Builder {
         self
     }
 
-    /// How many nodes, all of them voters.
+    /// How many nodes of the cluster's own role, all of them voters.
     #[must_use]
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
@@ -90,7 +90,10 @@ impl Builder {
         if let Some(vip) = &cluster.definition.vip {
             options = options.publish(vip.address.addr().to_string(), 5000, None);
         }
-        let slots = cluster.definition.nodes.iter().map(|node| node.slot.clone()).collect();
+        let nodes = cluster.definition.nodes.iter();
+        let (data, others): (Vec<_>, Vec<_>) = nodes.partition(|node| cluster.definition.role_of(node).stores_data());
+        let names = |nodes: Vec<&cluster::Node>| nodes.into_iter().map(|node| node.slot.clone()).collect();
+        let (slots, others) = (names(data), names(others));
         let started = Instant::now();
         let mut dir = dir;
         let mut lab = Lab::up(options).context("starting the lab")?;
@@ -102,6 +105,6 @@ impl Builder {
             lab.detach()?;
             lab = Lab::attach(&name)?;
         }
-        Ok(TestCluster { cluster, lab, slots, started, state_dir, dir })
+        Ok(TestCluster { cluster, lab, slots, others, started, state_dir, dir })
     }
 }
