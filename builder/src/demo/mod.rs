@@ -73,8 +73,8 @@ pub struct Outcome {
     pub lost_writes: usize,
     /// Seconds from killing the node that leads and holds the virtual IP to the next write acknowledged through it.
     pub failover_seconds: f64,
-    /// Backup and restore; not part of this demo.
-    pub backup: Option<serde_json::Value>,
+    /// Label of the first full backup, which the cluster makes by itself.
+    pub backup: String,
     /// How to connect while the lab is up.
     pub connect: String,
 }
@@ -140,7 +140,7 @@ pub fn run(options: &Options, ui: &Ui) -> anyhow::Result<Outcome> {
         acked_writes: told.acknowledged,
         lost_writes: told.lost,
         failover_seconds: rounded(told.failover),
-        backup: None,
+        backup: told.backup.clone(),
         connect: told.connect.clone(),
     };
     match ui.json() {

@@ -25,6 +25,8 @@ pub(super) struct Nodes {
     pub(super) lab: Arc<Lab>,
     cluster: String,
     slots: BTreeMap<IpAddr, String>,
+    /// Slot of the repository host.
+    repository: String,
     vip: IpAddr,
     /// Host port that leads to the virtual IP's port for writing.
     pub(super) port: u16,
@@ -32,10 +34,19 @@ pub(super) struct Nodes {
 
 impl Nodes {
     pub(super) fn new(lab: Lab, definition: &Definition) -> anyhow::Result<Self> {
-        let slots = definition.nodes.iter().map(|node| (node.address, node.slot.clone())).collect();
+        let databases = definition.nodes.iter().filter(|node| definition.role_of(node).stores_data());
+        let slots = databases.map(|node| (node.address, node.slot.clone())).collect();
+        let repository = definition.repositories().next().context("the demo's cluster has no repository host")?;
         let vip = definition.vip.as_ref().context("the demo's cluster has no virtual IP")?.address.addr();
         let port = lab.host_port(&vip.to_string(), READ_WRITE)?;
-        Ok(Self { lab: Arc::new(lab), cluster: definition.name.clone(), slots, vip, port })
+        Ok(Self {
+            lab: Arc::new(lab),
+            cluster: definition.name.clone(),
+            slots,
+            repository: repository.to_owned(),
+            vip,
+            port,
+        })
     }
 
     /// Calls the lab from a thread of its own, so that the writer keeps writing meanwhile.
@@ -47,7 +58,15 @@ impl Nodes {
         tokio::task::spawn_blocking(move || call(&lab)).await.context("asking the lab")?
     }
 
-    /// How many nodes there are.
+    /// Label of the first full backup, once it is complete.
+    pub(super) async fn first_backup(&self) -> anyhow::Result<String> {
+        let listed = self.exec(&self.repository, &["firstboot", "--json", "backups"]).await?;
+        let listed: firstboot::backup::Listed = serde_json::from_str(&listed).context("reading the list of backups")?;
+        let full = listed.backups.into_iter().find(|backup| backup.kind == "full");
+        Ok(full.context("no full backup yet")?.label)
+    }
+
+    /// How many nodes store data.
     pub(super) fn count(&self) -> usize {
         self.slots.len()
     }

@@ -33,12 +33,13 @@ impl Place {
         &self.lab_name
     }
 
-    /// Three nodes on one network. All of it is one machine, so the preset for one LAN is the right one.
+    /// Three nodes and a repository host on one network. All of it is one machine, so the preset for one LAN is the right one.
     pub(super) fn cluster(&self) -> anyhow::Result<Cluster> {
         let options = cluster::Options {
             name: CLUSTER.into(),
             nodes: ["10.0.0.11", "10.0.0.12", "10.0.0.13"].map(String::from).to_vec(),
             vip: Some("10.0.0.10".parse()?),
+            backup: vec!["10.0.0.31".into()],
             database: Some(CLUSTER.into()),
             client_networks: vec!["10.0.0.0/24".parse()?],
             ..cluster::Options::default()

@@ -24,6 +24,7 @@ const ROWS_AFTER: usize = 200;
 const READY_WITHIN: Duration = Duration::from_secs(180);
 const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
 const ALIGNED_WITHIN: Duration = Duration::from_secs(60);
+const BACKED_UP_WITHIN: Duration = Duration::from_secs(120);
 const FAILED_OVER_WITHIN: Duration = Duration::from_secs(120);
 const RETURNED_WITHIN: Duration = Duration::from_secs(120);
 /// How often something is looked at again.
@@ -37,6 +38,7 @@ pub(super) struct Told {
     pub(super) leader: String,
     pub(super) vip_owner: String,
     pub(super) durability: &'static str,
+    pub(super) backup: String,
     pub(super) acknowledged: usize,
     pub(super) lost: usize,
     pub(super) failover: Duration,
@@ -85,7 +87,7 @@ async fn interrupted() -> anyhow::Error {
 async fn up(options: lab::Options, definition: &Definition, timeline: &mut Timeline) -> anyhow::Result<Nodes> {
     let started = timeline.origin();
     let lab = tokio::task::spawn_blocking(|| Lab::up(options)).await.context("starting the lab")??;
-    timeline.add(started, "three nodes start from the same image");
+    timeline.add(started, "three nodes and a repository host start from the same image");
     Nodes::new(lab, definition)
 }
 
@@ -131,7 +133,9 @@ async fn act(
         (acknowledged >= ROWS_BEFORE).then_some(acknowledged)
     });
     let before = enough.await.with_context(|| format!("only {} writes in a minute", writer.acknowledged()))?;
-    step.done_with(format!("{before} rows acknowledged"));
+    let backup = first_backup(nodes, &step).await?;
+    timeline.now(format!("the first full backup, {backup}, is in the repository"));
+    step.done_with(format!("{before} rows acknowledged, backup {backup}"));
 
     let step = steps.start("kill the leader");
     anyhow::ensure!(vip_owner(nodes).await? == first_leader, "the virtual IP has left {first_leader} by itself");
@@ -169,7 +173,7 @@ async fn act(
     let slot = first_leader.clone();
     nodes.lab(move |lab| lab.start(&slot)).await?;
     timeline.now(format!("{first_leader} is switched on again"));
-    let replicas = streaming(nodes, &leader, definition.nodes.len() - 1, RETURNED_WITHIN).await?;
+    let replicas = streaming(nodes, &leader, nodes.count() - 1, RETURNED_WITHIN).await?;
     timeline.now(format!("{first_leader} is back as a replica"));
     step.done_with(format!("{first_leader} is a replica again"));
 
@@ -182,6 +186,7 @@ async fn act(
         leader,
         vip_owner,
         durability,
+        backup,
         acknowledged,
         lost,
         failover,
@@ -189,6 +194,21 @@ async fn act(
         timeline,
         lab_name,
     })
+}
+
+/// Waits until the cluster has made its first full backup, which nobody asked for.
+async fn first_backup(nodes: &Nodes, step: &Step<'_>) -> anyhow::Result<String> {
+    step.detail("waiting for the first full backup");
+    let deadline = Instant::now() + BACKED_UP_WITHIN;
+    loop {
+        match nodes.first_backup().await {
+            Ok(label) => return Ok(label),
+            Err(_) if Instant::now() > deadline => {
+                return Err(stuck("there is no full backup", BACKED_UP_WITHIN, nodes).await);
+            }
+            Err(_) => sleep(LOOK * 10).await,
+        }
+    }
 }
 
 /// Waits for a leader behind HAProxy, for its replicas, and reads a row: the leader and its replicas.

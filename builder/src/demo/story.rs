@@ -13,7 +13,8 @@ pub(super) fn of(outcome: &Outcome, told: &Told) -> String {
          ready        {:.1} s from power-on to a leader and {} streaming replicas\n\
          failover     {:.1} s without writes through the virtual IP (preset `fast`, for one LAN; the default `norm` takes some 10 s longer)\n\
          writes       {} acknowledged, {} lost\n\
-         durability   {}\n",
+         durability   {}\n\
+         backup       {} (full, made by itself on bkp-1)\n",
         told.timeline.render(),
         outcome.ready_seconds,
         outcome.members - 1,
@@ -21,6 +22,7 @@ pub(super) fn of(outcome: &Outcome, told: &Told) -> String {
         outcome.acked_writes,
         outcome.lost_writes,
         outcome.durability,
+        outcome.backup,
     )
 }
 
