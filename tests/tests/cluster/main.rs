@@ -63,7 +63,7 @@ fn three_nodes_from_birth_to_the_loss_of_etcd() {
         ("HAProxy: a reload keeps what is known, a restart believes nobody", proxies::reload),
         ("HAProxy: without etcd's quorum nothing changes", proxies::quorum),
         ("HAProxy: sessions to a primary that is not heard any more end", proxies::blackhole),
-        ("Patroni is woken when the postmaster dies", proxies::postmaster),
+        ("the leader's postmaster dies: writes go on, nothing is lost", proxies::postmaster),
         ("etcd's leader leaves the primary's machine", proxies::etcd_leader),
         ("a changed instance-id alone changes nothing", changes::instance_id),
         ("a missing seed: the stored specification, loudly", changes::seed_removed),
