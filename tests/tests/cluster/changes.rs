@@ -13,7 +13,7 @@ pub(crate) fn instance_id(cluster: &TestCluster) -> anyhow::Result<()> {
     let slot = &cluster.slots[2];
     let kept = |path: &str| path.starts_with("/var/lib/pgkiln/");
     let before = cluster.digest_tree(slot)?.only(kept);
-    let members = cluster.check_voters(slot)?;
+    let (members, notes) = (cluster.check_voters(slot)?, cluster.status(slot)?.notes);
     cluster.stop(slot)?;
     cluster.reseed(slot, |seed| {
         edit(&seed.join("meta-data"), |text| text.replace("instance-id: ", "instance-id: changed-"))
@@ -23,7 +23,8 @@ pub(crate) fn instance_id(cluster: &TestCluster) -> anyhow::Result<()> {
     let changed = before.lost_or_changed(&cluster.digest_tree(slot)?.only(kept));
     ensure!(changed.is_empty(), "a changed instance-id changed\n{changed}");
     ensure!(cluster.check_voters(slot)? == members);
-    ensure!(cluster.status(slot)?.notes.is_empty(), "{:?}", cluster.status(slot)?.notes);
+    let now = cluster.status(slot)?.notes;
+    ensure!(now == notes, "{notes:?} became {now:?}");
     Ok(())
 }
 
