@@ -101,7 +101,11 @@ fn wrong_input_names_line_and_remedy() {
     let cases: &[(&str, &str, &[&str])] = &[
         ("  durability:", "  durabilty:", &["user-data:13: unknown key `durabilty`", "did you mean `durability`?"]),
         ("role: node", "role: nod", &["user-data:8: unknown role `nod`", "did you mean `node`?"]),
-        ("role: node", "role: standby", &["role `standby` is not"]),
+        (
+            "role: node",
+            "role: standby",
+            &["user-data:10: slot `pg-1` of role `standby` is among the seeds", "the voters"],
+        ),
         ("      rewind: secret-rewind\n", "", &["user-data:27: missing secret: password `rewind`"]),
         ("slot: pg-1", "slot: pg-9", &["user-data:7: slot `pg-9` is not among the seeds"]),
         (
