@@ -27,7 +27,7 @@ use crate::render::etcd::{InitialState, environment};
 use crate::render::{self, Input};
 use crate::retry::{Failure, Policy, retry};
 use crate::server;
-use crate::spec::{Durability, NodeSpec, Password};
+use crate::spec::{Durability, NodeSpec, Password, Role};
 use crate::status::Phase;
 use crate::step::{File, Host};
 use crate::stored;
@@ -406,7 +406,9 @@ impl Cluster for Member {
             slot: spec.slot.clone(),
             client: client.clone(),
             patroni,
-            zero_loss: spec.postgres.durability == Durability::ZeroLoss,
+            // A node that stores data alone has nobody to wait for.
+            zero_loss: spec.postgres.durability == Durability::ZeroLoss
+                && spec.members_that(Role::stores_data).len() > 1,
             voter: spec.is_voter(),
             haproxy: self.desired.runs("haproxy"),
             repository: trouble.clone(),
