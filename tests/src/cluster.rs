@@ -71,6 +71,12 @@ impl TestCluster {
         self.slots.iter().filter(|other| *other != slot).cloned().collect()
     }
 
+    /// Ends etcd on a node as a crash does, for good. An etcd that stops in order may break off an answer that Patroni waits
+    /// for, and Patroni (4.0) takes just that for "the lock is lost" and demotes: another test than "no quorum".
+    pub fn kill_etcd(&self, slot: &str) -> anyhow::Result<()> {
+        self.output(slot, &["sh", "-c", "systemctl kill -s KILL etcd && systemctl stop etcd"]).map(drop)
+    }
+
     /// Runs a command on a node as root; its exit status is data.
     pub fn run(&self, slot: &str, argv: &[&str]) -> anyhow::Result<ExecOutput> {
         // A hanging question is an answer, too.

@@ -157,10 +157,7 @@ fn quorum_lost(scene: &mut Scene<'_>) -> anyhow::Result<String> {
     let (cluster, leader) = (scene.cluster, scene.leader.clone());
     let kept = scene.random.one_of(&cluster.slots).clone();
     let stopped = cluster.others(&kept);
-    let etcd = |action: &str| {
-        stopped.iter().try_for_each(|slot| cluster.output(slot, &["systemctl", action, "--no-block", "etcd"]).map(drop))
-    };
-    etcd("stop")?;
+    stopped.iter().try_for_each(|slot| cluster.kill_etcd(slot))?;
     let begin = Instant::now();
     let mut outcome = Ok(());
     while begin.elapsed() < scene.pace.without_quorum && outcome.is_ok() {
@@ -178,7 +175,9 @@ fn quorum_lost(scene: &mut Scene<'_>) -> anyhow::Result<String> {
     }
     let (lasted, last) = (begin.elapsed(), scene.observers.last().context("no write")?);
     let gap = scene.observers.ask(APPLICATION, super::History::longest_pause)?;
-    etcd("start")?;
+    for slot in &stopped {
+        cluster.output(slot, &["systemctl", "start", "--no-block", "etcd"])?;
+    }
     outcome.with_context(|| format!("{:.0} s after etcd's quorum was lost ({leader} led)", lasted.as_secs_f64()))?;
     ensure!(*last.slot == *leader, "{} writes instead of {leader}, which nobody could decide", last.slot);
     ensure!(gap < Duration::from_secs(5), "no write for {gap:.1?} although failsafe mode is on");

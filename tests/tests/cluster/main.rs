@@ -11,7 +11,6 @@ mod formed;
 mod losses;
 mod outages;
 mod proxies;
-mod vip;
 
 /// A cluster with one of everything a specification can ask for.
 fn full_cluster() -> anyhow::Result<TestCluster> {

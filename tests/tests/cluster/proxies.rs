@@ -127,7 +127,7 @@ pub(crate) fn quorum(cluster: &TestCluster) -> anyhow::Result<()> {
     let writer = cluster.write_through(&cluster.slots)?;
     let voters = cluster.others(&leader);
     for slot in &voters {
-        cluster.output(slot, &["systemctl", "stop", "etcd"])?;
+        cluster.kill_etcd(slot)?;
     }
     let outage = Instant::now();
     let watched = (|| {

@@ -1,4 +1,5 @@
-//! The virtual IP of a real cluster: one owner, whatever dies, and none where somebody else has the address.
+//! The virtual IP of a real cluster: one owner, whatever dies, and none where somebody else has the address. A program of
+//! its own, so that it does not share two cores with another cluster.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
