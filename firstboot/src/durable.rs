@@ -77,6 +77,27 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Removes what writes under `dir` were preparing when they were killed: whoever calls is the only writer there.
+pub fn remove_unfinished(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let (kind, name) = (entry.file_type()?, entry.file_name());
+        let name = name.to_string_lossy();
+        if kind.is_dir() {
+            remove_unfinished(&entry.path())?;
+        } else if kind.is_file() && name.starts_with('.') && name.ends_with(".new") {
+            tracing::info!("removing {}, which a killed run left unfinished", entry.path().display());
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes names created in, renamed into or removed from `dir` durable.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     fs::File::open(dir)?.sync_all()?;
@@ -137,6 +158,22 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(fs::read_dir(dir.path().join("a/b")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        remove_unfinished(&dir.path().join("missing")).unwrap();
+        for name in ["a/.x.cfg.new", "a/x.cfg", "a/x.new", ".hidden"] {
+            fs::create_dir_all(dir.path().join("a")).unwrap();
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("a/.link.new")).unwrap();
+        remove_unfinished(dir.path()).unwrap();
+        let kept =
+            ["a/x.cfg", "a/x.new", ".hidden", "a/.link.new"].map(|name| dir.path().join(name).symlink_metadata());
+        assert!(kept.iter().all(Result::is_ok), "{kept:?}");
+        assert!(!dir.path().join("a/.x.cfg.new").exists());
     }
 
     #[test]

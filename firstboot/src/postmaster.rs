@@ -17,8 +17,8 @@ use crate::patroni::Patroni;
 
 /// Between looks for a postmaster while there is none.
 const LOOK: Duration = Duration::from_millis(500);
-/// Tries to wake Patroni: it may be restarting itself.
-const TRIES: u32 = 5;
+/// For how many looks Patroni is woken: beyond that it has seen what happened, and something else is wrong.
+const TRIES: u32 = 20;
 
 /// A running postmaster.
 #[derive(Debug)]
@@ -64,19 +64,23 @@ pub async fn watch(pgdata: &Path, patroni: &Patroni) {
         postmaster.ended().await;
         if pid(pgdata) == Some(postmaster.pid) {
             tracing::warn!("the postmaster ({}) died; waking Patroni", postmaster.pid);
-            wake(patroni).await;
+            wake(pgdata, postmaster.pid, patroni).await;
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-async fn wake(patroni: &Patroni) {
+/// Wakes Patroni until another postmaster runs here. Once is not enough: the first look may still find the dead
+/// postmaster's children, or be the end of a look that began before, and the next would be `loop_wait` away.
+async fn wake(pgdata: &Path, dead: i32, patroni: &Patroni) {
     for _ in 0..TRIES {
-        match patroni.wake().await {
-            Ok(()) => return,
-            Err(error) => tracing::info!("Patroni is not woken yet: {error:#}"),
+        if let Err(error) = patroni.wake().await {
+            tracing::info!("Patroni is not woken yet: {error:#}");
         }
         tokio::time::sleep(LOOK).await;
+        if pid(pgdata) != Some(dead) {
+            return;
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::profile::Profile;
 use crate::state::State;
 use crate::status::{Board, Phase};
 use crate::step::Host;
-use crate::{datasource, stored, tune};
+use crate::{datasource, durable, stored, tune};
 
 /// How a run ended without success.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ pub enum Ended {
 
 /// datasource -> NodeSpec; (NodeSpec, Facts, State) -> Plan -> apply steps -> register -> watch.
 pub async fn run<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) -> Result<(), Ended> {
+    durable::remove_unfinished(&host.layout.run()).map_err(|error| Ended::Failed(problems(error)))?;
     let (desired, mut cluster) = become_node(host, &start).await?;
     if !desired.secrets.are_here() {
         // It has joined: what the voters answered is stored, and the rest can be planned.

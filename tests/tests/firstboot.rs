@@ -120,6 +120,11 @@ fn wrong_input_names_line_and_remedy() {
         ),
         ("pg-3: 10.0.0.13", "pg-2: 10.0.0.13", &["user-data:10: invalid YAML: duplicate mapping key"]),
         ("pg-3: 10.0.0.13", "pg-3: 10.0.0.13, pg-4: 10.0.0.14", &["user-data:10: four seeds", "1, 3 or 5"]),
+        (
+            ", pg-2: 10.0.0.12, pg-3: 10.0.0.13",
+            "",
+            &["durability zero-loss with one node that stores data", "durability: available"],
+        ),
         ("seeds: {", "seeds: {{", &["user-data:", "invalid YAML"]),
         ("#cloud-config", "#!/bin/sh", &["user-data:1: scripts are refused"]),
         ("pgkiln:", "pgkilm:", &["no `pgkiln:` section"]),

@@ -176,6 +176,9 @@ fn new(args: New, ui: &Ui) -> anyhow::Result<()> {
     let (name, dir) = (&cluster.definition.name, dir.display());
     let by = if cluster::default_dir(name) == cluster.dir() { name.clone() } else { dir.to_string() };
     ui.say(format!("cluster `{name}` is defined in {dir}: it holds the root CA's key and all passwords, keep it safe"));
+    if cluster.definition.data_nodes() == 1 {
+        ui.say("one node stores data: durability is `available`, a write is safe on that node's disk and nowhere else");
+    }
     ui.say(format!("next:\n  pgkiln cluster seed {by} --embed-secrets --to seeds"));
     for role in cluster.definition.login_roles() {
         ui.say(format!("  pgkiln cluster secret {by} {role}"));

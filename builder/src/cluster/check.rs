@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use firstboot::spec::{Role, VipMode};
+use firstboot::spec::{Durability, Role, VipMode};
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -193,6 +193,11 @@ impl Rules {
 
     fn postgres(&mut self, definition: &Definition) {
         let postgres = &definition.postgres;
+        if postgres.durability == Durability::ZeroLoss && definition.data_nodes() == 1 {
+            let what = "durability zero-loss with one node that stores data: nobody could confirm a write";
+            let remedy = "set `durability = \"available\"`, or name a second node that stores data";
+            self.add(&["postgres", "durability"], what, remedy);
+        }
         let remedy = "use lower-case letters, digits and underscores, not beginning with a digit, at most 63";
         for (index, role) in postgres.roles.iter().enumerate() {
             let at = index.to_string();

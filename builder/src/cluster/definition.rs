@@ -142,6 +142,11 @@ impl Definition {
         })
     }
 
+    /// How many nodes store data.
+    pub fn data_nodes(&self) -> usize {
+        self.nodes.iter().filter(|node| self.role_of(node).stores_data()).count()
+    }
+
     /// Whether the node in `slot` is one of the voters, which found the cluster.
     pub fn is_voter(&self, slot: &str) -> bool {
         self.voters().any(|node| node.slot == slot)

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use firstboot::spec::{Role, Vip, VipMode};
+use firstboot::spec::{Durability, Role, Vip, VipMode};
 use ipnet::IpNet;
 
 use super::definition::{Definition, Node};
@@ -53,6 +53,10 @@ impl Options {
         let subnet = self.subnet(&nodes)?;
         let mut definition = Definition::new(&self.name, subnet, nodes);
         definition.role = self.role.unwrap_or(Role::Node);
+        // Zero-loss needs somebody who confirms.
+        if definition.data_nodes() == 1 {
+            definition.postgres.durability = Durability::Available;
+        }
         definition.gateway = self.gateway;
         definition.vip = self.vip(subnet)?;
         definition.client_networks.clone_from(&self.client_networks);

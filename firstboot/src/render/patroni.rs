@@ -203,6 +203,9 @@ pub(crate) fn cluster_parameters(desired: &Desired, facts: &Facts) -> Map<String
         ("max_slot_wal_keep_size", "10GB"),
         // A primary that steps down because it is cut off waits for its standbys' last word this long.
         ("wal_sender_timeout", "15s"),
+        // With zero-loss nobody writes until a standby is back; PostgreSQL's own five seconds would be most of the pause
+        // after a postmaster's death.
+        ("wal_retrieve_retry_interval", "500ms"),
         ("password_encryption", "scram-sha-256"),
         ("tcp_keepalives_idle", "30"),
         ("tcp_keepalives_interval", "10"),

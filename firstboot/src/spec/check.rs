@@ -209,6 +209,13 @@ fn address(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
 
 fn postgres(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
     let postgres = &spec.postgres;
+    let data = spec.members_that(super::Role::stores_data);
+    if postgres.durability == super::Durability::ZeroLoss && data.len() == 1 {
+        // Patroni would go on without a synchronous standby and without a word.
+        let what = "durability zero-loss with one node that stores data: nobody could confirm a write";
+        let remedy = "write `durability: available`, or name a second node that stores data";
+        r.problem(line(node, &["postgres", "durability"]), what, remedy);
+    }
     for (name, value) in &postgres.parameters {
         let at = line(node, &["postgres", "parameters", name]);
         if OWNED_PARAMETERS.contains(&name.as_str()) {

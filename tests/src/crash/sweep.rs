@@ -87,9 +87,7 @@ impl Sweep {
         let lost = before.only(|path| must_stay(path, power_cut)).lost_or_changed(&after);
         ensure!(lost.is_empty(), "made anew or lost by the second run:\n{lost}");
         ensure!(disk.is_none() || founding_disk(cluster, slot)? == disk, "another identity of the disk");
-        // What a write into memory was preparing when it was killed: the next write to that place takes its name again.
-        let unfinished = |path: &str| path.starts_with("/run/") && path.contains("/.") && path.ends_with(".new");
-        let names: BTreeSet<String> = after.0.keys().filter(|path| !unfinished(path)).cloned().collect();
+        let names: BTreeSet<String> = after.0.keys().cloned().collect();
         ensure!(names == self.files, "other files than an undisturbed run leaves: {:?}", {
             names.symmetric_difference(&self.files).collect::<Vec<_>>()
         });
