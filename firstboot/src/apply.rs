@@ -18,8 +18,17 @@ pub trait Cluster {
     fn etcd(&mut self, unit: &str) -> impl Future<Output = Result<()>>;
     /// Holds this slot's lease.
     fn slot(&mut self) -> impl Future<Output = Result<()>>;
-    /// Registers and watches until the agent is stopped.
-    fn watch(&mut self) -> impl Future<Output = Result<()>>;
+    /// Registers and watches until the agent is stopped, or must start itself anew.
+    fn watch(&mut self) -> impl Future<Output = Result<After>>;
+}
+
+/// What follows a run that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Nothing: it was stopped.
+    End,
+    /// The same again, with what has changed on disk.
+    StartAnew,
 }
 
 /// Applies what is due.

@@ -28,6 +28,7 @@ pub mod profile;
 pub mod proxy;
 pub mod register;
 pub mod render;
+pub mod renew;
 pub mod retry;
 pub mod run;
 pub mod server;

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::alongside::Alongside;
-use crate::apply::Cluster;
+use crate::apply::{After, Cluster};
 use crate::backup::{Backups, Trouble};
 use crate::birth::{self, Agreement, Born, Desk, Record, Replacement, Stage, Voters};
 use crate::durable;
@@ -25,6 +25,7 @@ use crate::problem::Problem;
 use crate::register::{self, Keys, LeaseCell, Slot, SlotHolder};
 use crate::render::etcd::{InitialState, environment};
 use crate::render::{self, Input};
+use crate::renew::Renewal;
 use crate::retry::{Failure, Policy, retry};
 use crate::server;
 use crate::spec::{Durability, NodeSpec, Password, Role};
@@ -35,7 +36,7 @@ use crate::tool;
 use crate::watch::Watch;
 
 /// The agent's own port.
-const PORT: u16 = 8443;
+pub const PORT: u16 = 8443;
 /// What etcd needs from its start until it answers peers, and a little.
 const STAGGER: Duration = Duration::from_millis(150);
 /// At the end: giving the slot back, if etcd still answers.
@@ -377,7 +378,7 @@ impl Cluster for Member {
         Ok(())
     }
 
-    async fn watch(&mut self) -> Result<()> {
+    async fn watch(&mut self) -> Result<After> {
         let (client, spec) = (self.client()?, self.spec());
         let tls = pki::client(&self.host.layout.pki(), "agent", None)?;
         let patroni = match self.desired.runs("patroni") {
@@ -416,6 +417,7 @@ impl Cluster for Member {
             patch: self.patch()?,
         };
         let alongside = Alongside::new(&self.host.layout, &self.desired, &client, watch.patroni.as_ref())?;
+        let renewal = Renewal::new(&self.host, &self.desired)?;
         let fence = self.fence(&client, watch.patroni.as_ref())?;
         let fence = async {
             match &fence {
@@ -426,12 +428,13 @@ impl Cluster for Member {
         let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let keeper = self.keeper.take().context("the slot is not held")?;
         let ended = tokio::select! {
-            _ = stop.recv() => Ok(()),
-            result = watch.run() => result,
-            () = backups.run() => Ok(()),
+            _ = stop.recv() => Ok(After::End),
+            () = renewal.run() => Ok(After::StartAnew),
+            result = watch.run() => result.map(|()| After::End),
+            () = backups.run() => Ok(After::End),
             never = alongside.run() => match never {},
             never = fence => match never {},
-            result = keeper => result.context("keeping the slot's lease").and_then(|kept| kept),
+            result = keeper => result.context("keeping the slot's lease").flatten().map(|()| After::End),
         };
         if ended.is_err() && self.desired.runs("patroni") {
             // Somebody else lives in this slot: two PostgreSQL servers under one name must not run.

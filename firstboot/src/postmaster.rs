@@ -8,8 +8,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use fs_err as fs;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -52,6 +53,12 @@ impl Postmaster {
 /// First line of `postmaster.pid`.
 fn pid(pgdata: &Path) -> Option<i32> {
     fs::read_to_string(pgdata.join("postmaster.pid")).ok()?.lines().next()?.trim().parse().ok().filter(|pid| *pid > 1)
+}
+
+/// Makes PostgreSQL read its settings and certificates again, if it runs.
+pub fn reload(pgdata: &Path) -> Result<()> {
+    let running = Postmaster::of(pgdata).and_then(|postmaster| Pid::from_raw(postmaster.pid));
+    running.map_or(Ok(()), |pid| kill_process(pid, Signal::HUP)).context("telling PostgreSQL to read its certificates")
 }
 
 /// Watches one postmaster after the other, until dropped.

@@ -1,6 +1,6 @@
 //! The agent's life, one stage after another.
 
-use crate::apply::{self, Cluster};
+use crate::apply::{self, After, Cluster};
 use crate::cli::problems;
 use crate::facts::Facts;
 use crate::image_info::ImageInfo;
@@ -24,7 +24,7 @@ pub enum Ended {
 }
 
 /// datasource -> NodeSpec; (NodeSpec, Facts, State) -> Plan -> apply steps -> register -> watch.
-pub async fn run<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) -> Result<(), Ended> {
+pub async fn run<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) -> Result<After, Ended> {
     durable::remove_unfinished(&host.layout.run()).map_err(|error| Ended::Failed(problems(error)))?;
     let (desired, mut cluster) = become_node(host, &start).await?;
     if !desired.secrets.are_here() {

@@ -1,5 +1,5 @@
 //! The agent's own port (8443): `GET /v1/intent` while a cluster is founded and after, `GET /v1/status` always, `POST
-//! /v1/join` on voters that expect somebody.
+//! /v1/join` on voters that expect somebody, `POST /v1/renew` for who has joined.
 //!
 //! Mutual TLS: only agents of this cluster get an answer; joining alone is for those without a certificate. Connections
 //! are few, short and small; anything else is cut off before it costs something.
@@ -13,6 +13,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -96,17 +98,23 @@ async fn connection<R: Registry + 'static>(
     let stream = tokio::time::timeout(LIMIT, acceptor.accept(stream)).await.context("no handshake")??;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let agent = certificate.is_some_and(|certificate| pki::is_agent(certificate, endpoints.cluster));
+    let key = certificate.filter(|_| agent).map(pki::key_sha256).transpose()?;
     let stranger = match certificate {
         None => Some(strangers.try_acquire().context("too many connections without a certificate")?),
         Some(_) => None,
     };
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let endpoints = endpoints.clone();
+        let (endpoints, key) = (endpoints.clone(), key.clone());
         async move {
-            Ok::<_, Infallible>(match (request.method(), request.uri().path(), agent) {
-                (&Method::POST, join::PATH, _) => let_in(request, &endpoints).await,
-                (_, _, true) => answer(&request, &endpoints),
-                (_, _, false) => text(StatusCode::FORBIDDEN, "agents only\n"),
+            Ok::<_, Infallible>(match (request.method(), request.uri().path(), key) {
+                (&Method::POST, join::PATH, _) => {
+                    decide(request, &endpoints, async |desk, request: join::Request| desk.admit(&request).await).await
+                }
+                (&Method::POST, join::RENEW_PATH, Some(key)) => {
+                    decide(request, &endpoints, async |desk, request| desk.renew(&request, &key).await).await
+                }
+                (_, _, Some(_)) => answer(&request, &endpoints),
+                (_, _, None) => text(StatusCode::FORBIDDEN, "agents only\n"),
             })
         }
     });
@@ -124,8 +132,12 @@ async fn connection<R: Registry + 'static>(
     }
 }
 
-/// Lets a node in that has a token. What it sent is not repeated anywhere.
-async fn let_in<R: Registry>(request: Request<Incoming>, endpoints: &Endpoints<R>) -> Response<Full<Bytes>> {
+/// Answers a node that wants to join or to have its certificates renewed. What it sent is not repeated anywhere.
+async fn decide<R: Registry, Q: DeserializeOwned, A: Serialize>(
+    request: Request<Incoming>,
+    endpoints: &Endpoints<R>,
+    by: impl AsyncFnOnce(&join::Admission<R>, Q) -> Result<A, Refused>,
+) -> Response<Full<Bytes>> {
     let Some(admission) = endpoints.admissions.get() else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "etcd is not ready here yet\n");
     };
@@ -135,10 +147,10 @@ async fn let_in<R: Registry>(request: Request<Incoming>, endpoints: &Endpoints<R
         Ok(Err(_)) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large or broke off\n"),
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the request took too long\n"),
     };
-    let Ok(request) = serde_json::from_slice::<join::Request>(&body) else {
-        return text(StatusCode::BAD_REQUEST, "not a request to join that this version reads\n");
+    let Ok(request) = serde_json::from_slice(&body) else {
+        return text(StatusCode::BAD_REQUEST, "not a request that this version reads\n");
     };
-    match admission.admit(&request).await {
+    match by(admission, request).await {
         Ok(answer) => json(&answer),
         Err(Refused::No(problem)) => {
             tracing::warn!("not let in: {}", problem.what);
@@ -146,7 +158,7 @@ async fn let_in<R: Registry>(request: Request<Incoming>, endpoints: &Endpoints<R
             respond(StatusCode::FORBIDDEN, "application/json", body)
         }
         Err(Refused::NotNow(why)) => {
-            tracing::warn!("{} is not let in yet: {why}", request.slot.escape_debug());
+            tracing::warn!("not let in yet: {why}");
             text(StatusCode::SERVICE_UNAVAILABLE, &why)
         }
     }

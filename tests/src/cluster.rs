@@ -14,6 +14,7 @@ use pgkiln::cluster::{self, Cluster, SeedFormat};
 use pgkiln::lab::{ExecOutput, Lab};
 
 mod builder;
+mod certificates;
 mod client;
 mod files;
 mod haproxy;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use firstboot::spec::Role;
 use firstboot::status::{Phase, Status, Verdict};
-use pgkiln::cluster::Node;
+use pgkiln::cluster::{Node, SeedFormat};
 use pgkiln_tests::cluster::{Story, TestCluster};
 
 const FORMED: Duration = Duration::from_secs(120);
@@ -55,6 +55,8 @@ fn three_databases_three_proxies() {
         ("killed while joining, again and again: the same machine is let in", killed_joining),
         ("a wrong token is refused", wrong_token),
         ("another machine with a used token is refused, with a new token it is let in", used_token),
+        ("certificates near their end are renewed while everything runs", renewal),
+        ("a new intermediate: voters renew at once, an old seed that comes again changes nothing", intermediate),
         ("all voters down: a proxy serves on and waits, a new one starts nothing", voters_down),
     ]);
     story.end();
@@ -78,6 +80,74 @@ fn databases_whose_voters_are_others() {
     story.look(&[("SQL through the proxy", routing), ("each role runs its own services", services)]);
     story.act(&[("a database without a vote loses its power and returns", database_power_cut)]);
     story.end();
+}
+
+/// Ten days before their end, on a voter that leads, on a replica and on a node that joined.
+fn renewal(cluster: &TestCluster) -> anyhow::Result<()> {
+    const TEN_DAYS: Duration = Duration::from_hours(10 * 24);
+    let leader = cluster.leader()?;
+    let proxy = cluster.others[0].clone();
+    let database = [("postgresql", 5432), ("patroni", 8008), ("etcd", 2379), ("agent", 8443)];
+    let nodes = cluster.slots.iter().map(|slot| (slot, &database[..])).chain([(&proxy, &[("agent", 8443)][..])]);
+    let nodes: Vec<_> = nodes.collect();
+    let mut before = Vec::new();
+    for (slot, served) in &nodes {
+        for (name, port) in *served {
+            before.push((*slot, *name, *port, cluster.served_certificate(slot, *port)?));
+        }
+    }
+    let writer = cluster.write_through(&proxies(cluster))?;
+    writer.wait_rows(50, BACK)?;
+    for (slot, _) in &nodes {
+        cluster.age_certificates(slot, TEN_DAYS)?;
+        ensure!(cluster.days_left(slot, "agent")? < 11, "{slot}: the test did nothing");
+        let pid = cluster.output(slot, &["systemctl", "show", "--property=MainPID", "firstboot"])?;
+        cluster.output(slot, &["systemctl", "restart", "firstboot"])?;
+        ensure!(pid != cluster.output(slot, &["systemctl", "show", "--property=MainPID", "firstboot"])?, "{slot}");
+    }
+    for (slot, name, port, old) in &before {
+        cluster.wait_for("a new certificate", BACK, || {
+            let (kept, now) = (cluster.kept_certificate(slot, name)?, cluster.served_certificate(slot, *port)?);
+            ensure!(cluster.days_left(slot, name)? > 80, "{slot}: `{name}` is not renewed");
+            ensure!(now == kept && now != *old, "{slot}:{port} serves an older certificate");
+            Ok(())
+        })?;
+        let marks = cluster.run(slot, &["test", "-e", "/run/pgkiln/pki/renewing"])?;
+        ensure!(!marks.status.success(), "{slot}: renewing never ended");
+    }
+    writer.wait_write_after(Instant::now(), BACK)?;
+    let pause = writer.stop().longest_pause;
+    ensure!(pause < Duration::from_secs(3), "no write for {pause:.1?} while certificates were renewed");
+    ensure!(cluster.leader()? == leader, "the leader changed");
+    cluster.wait_good(&cluster.others, BACK)?;
+    cluster.wait_healthy(BACK)
+}
+
+fn intermediate(cluster: &TestCluster) -> anyhow::Result<()> {
+    let (leader, voters) = (cluster.leader()?, cluster.slots.clone());
+    let stale = cluster.slots[2].clone();
+    let old_seed = cluster.dir().join("old-seed");
+    cluster.cluster.write_seed(&stale, SeedFormat::Directory, &old_seed, true)?;
+    cluster.cluster.renew_intermediate()?;
+    let started = "SELECT pg_postmaster_start_time()::text";
+    for voter in &voters {
+        let (before, old) = (cluster.psql(voter, started)?, cluster.served_certificate(voter, 5432)?);
+        cluster.reseed(voter, |_| Ok(()))?;
+        cluster.output(voter, &["systemctl", "restart", "firstboot"])?;
+        cluster.wait_for("a certificate of the new intermediate", BACK, || {
+            ensure!(cluster.served_certificate(voter, 5432)? != old, "{voter} serves the old certificate");
+            ensure!(cluster.served_certificate(voter, 8443)? == cluster.kept_certificate(voter, "agent")?, "{voter}");
+            Ok(())
+        })?;
+        ensure!(cluster.psql(voter, started)? == before, "{voter}: PostgreSQL was restarted");
+    }
+    let new = cluster.kept_certificate(&stale, "agent")?;
+    cluster.reseed(&stale, |seed| Ok(fs_err::copy(old_seed.join("user-data"), seed.join("user-data")).map(drop)?))?;
+    cluster.output(&stale, &["systemctl", "restart", "firstboot"])?;
+    cluster.wait_healthy(BACK)?;
+    ensure!(cluster.kept_certificate(&stale, "agent")? == new, "an old seed brought the old intermediate back");
+    ensure!(cluster.leader()? == leader, "the leader changed");
+    routing(cluster)
 }
 
 fn proxies(cluster: &TestCluster) -> Vec<String> {

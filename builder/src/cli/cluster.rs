@@ -28,6 +28,8 @@ enum Command {
     Seed(Seed),
     /// Issue the token of a node without a vote anew: for another machine in its slot, or a slot added later
     Token(Token),
+    /// Sign a new intermediate certificate: it lives for a year, and every certificate of the nodes ends with it
+    Renew(Renew),
     /// Print the password of a role
     Secret(Secret),
     /// Show what the cluster's directory defines; contacts no node
@@ -109,6 +111,12 @@ struct Token {
 }
 
 #[derive(Debug, clap::Args)]
+struct Renew {
+    /// Name of the cluster, or its directory
+    cluster: String,
+}
+
+#[derive(Debug, clap::Args)]
 struct Secret {
     /// Name of the cluster, or its directory
     cluster: String,
@@ -148,6 +156,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         Command::New(args) => new(args, ui),
         Command::Seed(args) => seed(args, ui),
         Command::Token(args) => token(&args, ui),
+        Command::Renew(args) => renew(&args, ui),
         Command::Secret(args) => secret(&args, ui),
         Command::Status(args) => status(&args, ui),
         Command::Backups(args) => backups(&args, ui),
@@ -208,6 +217,17 @@ fn token(args: &Token, ui: &Ui) -> anyhow::Result<()> {
     ui.say("  give the voters their new seeds, then on each: systemctl restart firstboot (no service stops)");
     ui.say(format!("  boot the node in `{slot}` with its new seed"));
     ui.result(&json!({ "cluster": cluster.definition.name, "slot": slot }))
+}
+
+fn renew(args: &Renew, ui: &Ui) -> anyhow::Result<()> {
+    let cluster = cluster::find(&args.cluster)?;
+    cluster.renew_intermediate()?;
+    let expires = jiff::Timestamp::from_second(cluster.intermediate_expires_at()?)?;
+    ui.say(format!("the new intermediate certificate ends {expires}; the one before stays valid until its end. Next:"));
+    ui.say(format!("  pgkiln cluster seed {} --embed-secrets --to seeds", args.cluster));
+    ui.say("  give the voters their new seeds, then on each: systemctl restart firstboot (no service stops)");
+    ui.say("  they renew their certificates at once, the other nodes theirs when these are due");
+    ui.result(&json!({ "cluster": cluster.definition.name, "intermediate_expires_at": expires.to_string() }))
 }
 
 fn secret(args: &Secret, ui: &Ui) -> anyhow::Result<()> {

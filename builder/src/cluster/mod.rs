@@ -219,6 +219,17 @@ impl Cluster {
         files::replace_private_file(&self.dir.join("tokens.toml"), &tokens.to_toml()?)
     }
 
+    /// Signs a new intermediate; the one before stays valid until its end, so nothing has to happen at the same time.
+    pub fn renew_intermediate(&self) -> anyhow::Result<()> {
+        let file = |name: &str| self.dir.join("pki").join(name);
+        let read = |name: &str| fs_err::read_to_string(file(name));
+        let root = pki::Authority { certificate: read("root.pem")?, key: read("root.key")? };
+        let new = pki::renew_intermediate(&self.definition.name, self.definition.uuid, &root)?;
+        // Certificate and key come from two files: a kill in between is cured by running it again.
+        files::replace_private_file(&file("intermediate.key"), &new.key)?;
+        files::replace_private_file(&file("intermediate.pem"), &new.certificate)
+    }
+
     fn known_slot(&self, slot: &str) -> Result<&Node, Problem> {
         self.definition.node(slot).ok_or_else(|| {
             let known: Vec<&str> = self.definition.nodes.iter().map(|node| node.slot.as_str()).collect();

@@ -47,6 +47,13 @@ impl Authorities {
     }
 }
 
+/// A new intermediate under the same root: everything that trusts the root goes on trusting.
+pub(super) fn renew_intermediate(cluster: &str, uuid: Uuid, root: &Authority) -> anyhow::Result<Authority> {
+    let key = KeyPair::from_pem(&root.key).context("reading the root's key")?;
+    let issuer = Issuer::from_ca_cert_pem(&root.certificate, key).context("reading the root certificate")?;
+    sign_intermediate(cluster, uuid, &issuer)
+}
+
 fn sign_intermediate(cluster: &str, uuid: Uuid, issuer: &Issuer<'_, impl SigningKey>) -> anyhow::Result<Authority> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("making the intermediate's key")?;
     let mut params = params(cluster, "intermediate", uuid, 0, INTERMEDIATE_LIFETIME);

@@ -107,6 +107,26 @@ fn layout() -> Definition {
 }
 
 #[test]
+fn a_new_intermediate_is_of_the_same_root_and_reaches_the_seeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = new_cluster(dir.path());
+    let seed = |name: &str| {
+        let seed = dir.path().join(name);
+        cluster.write_seed("pg-1", SeedFormat::Directory, &seed, true).unwrap();
+        agent_reads(&seed).unwrap()
+    };
+    let before = seed("before").founding.unwrap();
+    cluster.renew_intermediate().unwrap();
+    let after = seed("after").founding.unwrap();
+    assert_eq!(before.ca, after.ca);
+    assert_ne!(before.intermediate.cert, after.intermediate.cert);
+    assert!(firstboot::pki::is_issued_by(&after.intermediate.cert, &after.ca).unwrap());
+    firstboot::pki::Signer::new(&after.intermediate.cert, after.intermediate.key.expose()).unwrap();
+    fs_err::remove_file(cluster.dir().join("pki/root.key")).unwrap();
+    assert!(cluster.renew_intermediate().is_err(), "without the root's key");
+}
+
+#[test]
 fn nodes_without_a_vote_get_a_token_and_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     let definition = layout();

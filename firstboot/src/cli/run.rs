@@ -1,8 +1,12 @@
 //! `run`, `handover`, `sql`, `backups`: what systemd and Patroni start on a node.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStringExt;
+
 use tracing_subscriber::EnvFilter;
 
 use super::Outcome;
+use crate::apply::After;
 use crate::layout::Layout;
 use crate::problem::Problem;
 use crate::run::Ended;
@@ -19,7 +23,8 @@ pub(super) fn run(layout: Layout) -> Outcome {
     let host = Host { layout, board: board.clone() };
     let ended = runtime()?.block_on(crate::run::run(&host, crate::member::Member::new));
     let (problems, temporary) = match ended {
-        Ok(()) => return Ok(()),
+        Ok(After::End) => return Ok(()),
+        Ok(After::StartAnew) => return start_anew(),
         Err(Ended::Refused(problems)) => (problems, false),
         Err(Ended::Failed(problems)) => (problems, true),
     };
@@ -33,6 +38,14 @@ pub(super) fn run(layout: Layout) -> Outcome {
     }
     tracing::error!("nothing was started");
     Err(problems)
+}
+
+/// The same process, from its beginning: for systemd nothing ends.
+fn start_anew() -> Outcome {
+    let arguments: Vec<_> = std::env::args_os().filter_map(|text| CString::new(text.into_vec()).ok()).collect();
+    let failed = nix::unistd::execv(c"/proc/self/exe", &arguments).err();
+    let why = failed.map(|error| error.to_string()).unwrap_or_default();
+    Err(super::problems(anyhow::anyhow!("the agent cannot start itself anew: {why}")))
 }
 
 /// Hands leadership over before services stop.

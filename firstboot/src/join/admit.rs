@@ -42,6 +42,8 @@ pub struct Bound {
 pub trait Registry: Send + Sync {
     /// Binds the slot to a key if nobody has yet: what it is bound to now.
     fn bind(&self, slot: &str, wanted: &Bound) -> impl Future<Output = Result<Bound>> + Send;
+    /// What the slot is bound to.
+    fn bound(&self, slot: &str) -> impl Future<Output = Result<Option<Bound>>> + Send;
     /// Makes sure of the node's own user.
     fn user(&self, slot: &str, role: Role, password: &Secret) -> impl Future<Output = Result<()>> + Send;
 }
@@ -72,6 +74,11 @@ impl Registry for Voter {
             Swap::Done => Ok(wanted.clone()),
             Swap::Lost(_) => anyhow::bail!("two nodes ask for one slot at the same time: try again"),
         }
+    }
+
+    async fn bound(&self, slot: &str) -> Result<Option<Bound>> {
+        let found = self.client.get(&self.keys.joined(slot)).await?;
+        found.map(|found| found.json().context("reading who joined")).transpose()
     }
 
     async fn user(&self, slot: &str, role: Role, password: &Secret) -> Result<()> {
@@ -108,7 +115,7 @@ impl<R: Registry> Admission<R> {
     pub async fn admit(&self, request: &Request) -> Result<Answer, Refused> {
         let (member, joiner) = self.check(request).map_err(Refused::No)?;
         let leaves = pki::leaves_of(&self.spec, &request.slot, member.role, member.address);
-        let keys = leaves.iter().map(|leaf| key(request, &leaf.name));
+        let keys = leaves.iter().map(|leaf| key(&request.keys, &leaf.name));
         let keys = keys.collect::<Result<Vec<_>, _>>().map_err(Refused::No)?;
         let key_sha256 = keys.first().map(|key| sha256(key.bytes())).unwrap_or_default();
         let wanted = Bound { schema: 1, key_sha256, issue: joiner.issue, at: register::now() };
@@ -180,9 +187,10 @@ impl<R: Registry> Admission<R> {
 
 const PLACE: &str = "POST /v1/join";
 
-fn key(request: &Request, name: &str) -> Result<PublicKey, Problem> {
+/// The key that was sent for the certificate `name`.
+pub(super) fn key(keys: &BTreeMap<String, String>, name: &str) -> Result<PublicKey, Problem> {
     let wrong = |what: String| Problem::new(what, PLACE, "use images that fit each other");
-    let pem = request.keys.get(name);
+    let pem = keys.get(name);
     let pem = pem.ok_or_else(|| wrong(format!("the joining node sent no key for certificate `{name}`")))?;
     PublicKey::from_pem(pem).map_err(|error| wrong(format!("key for certificate `{name}`: {error:#}")))
 }
@@ -204,7 +212,7 @@ fn refuse_others(slot: &str, wanted: &Bound, bound: &Bound) -> Result<(), Proble
     Ok(())
 }
 
-fn not_now(error: anyhow::Error) -> Refused {
+pub(super) fn not_now(error: anyhow::Error) -> Refused {
     Refused::NotNow(format!("{error:#}"))
 }
 

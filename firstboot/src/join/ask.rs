@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{Answer, PATH, Request, SCHEMA, pin};
 use crate::durable;
@@ -36,17 +38,7 @@ pub async fn ask(
     board: &Board,
 ) -> Result<Joined> {
     let request = request(layout, spec)?;
-    let tls = pin::client(&spec.cluster.ca_sha256, spec.cluster.uuid)?;
-    let mut builder = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(LIMIT)
-        .http1_only()
-        .tls_backend_preconfigured(tls);
-    for (slot, address) in voters {
-        builder = builder.resolve(slot, *address);
-    }
-    let http = builder.build().context("preparing TLS")?;
+    let http = http(pin::client(&spec.cluster.ca_sha256, spec.cluster.uuid)?, voters)?;
     let waiting = |error: &anyhow::Error, since: Duration| {
         board.waiting(format!("a voter to let this node in, for {} s: {error:#}", since.as_secs()));
     };
@@ -56,6 +48,20 @@ pub async fn ask(
     keep(layout, spec, &answer)?;
     let Answer { ca, passwords, roles, .. } = answer;
     Ok(Joined { secrets: Secrets { schema: 1, ca, passwords, roles, ..Secrets::default() } })
+}
+
+/// A client that finds voters by their slots.
+pub(super) fn http(tls: rustls::ClientConfig, voters: &BTreeMap<String, SocketAddr>) -> Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(LIMIT)
+        .http1_only()
+        .tls_backend_preconfigured(tls);
+    for (slot, address) in voters {
+        builder = builder.resolve(slot, *address);
+    }
+    builder.build().context("preparing TLS")
 }
 
 /// Keys are stored before anybody hears of them: asked again after a kill, the voters see the same machine.
@@ -82,7 +88,7 @@ async fn round(
 ) -> Result<Answer, Failure> {
     let (mut refusals, mut reasons) = (Vec::new(), Vec::new());
     for (slot, address) in voters {
-        match one(http, request, slot, address.port()).await {
+        match one::<Answer>(http, request, slot, address.port(), PATH).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(problem)) => {
                 reasons.push(format!("{slot} refuses: {}", problem.what));
@@ -100,8 +106,14 @@ async fn round(
 }
 
 /// An answer, a refusal, or why neither came.
-async fn one(http: &reqwest::Client, request: &Request, slot: &str, port: u16) -> Result<Result<Answer, Problem>> {
-    let sent = http.post(format!("https://{slot}:{port}{PATH}")).json(request).send().await;
+pub(super) async fn one<A: DeserializeOwned>(
+    http: &reqwest::Client,
+    request: &impl Serialize,
+    slot: &str,
+    port: u16,
+    path: &str,
+) -> Result<Result<A, Problem>> {
+    let sent = http.post(format!("https://{slot}:{port}{path}")).json(request).send().await;
     let response = sent.map_err(|error| anyhow::anyhow!("{}", crate::etcd::plain(&error)))?;
     let status = response.status();
     let body = response.bytes().await.map_err(|error| anyhow::anyhow!("{}", crate::etcd::plain(&error)))?;

@@ -5,11 +5,14 @@
 //! node's key in etcd, and signs certificates whose names it takes from its own specification ([`admit`]). A token is
 //! good for one key: the same machine may ask again, killed anywhere, and gets the same answer; no other one does.
 //!
+//! Later the node asks again, with its certificate instead of a token, to have its certificates signed anew ([`renew`]).
+//!
 //! Founding is no concern of such a node: it never starts etcd.
 
 mod admit;
 mod ask;
 mod pin;
+mod renew;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +24,7 @@ use sha2::{Digest, Sha256};
 
 pub use admit::{Admission, Bound, Desk, Refused, Registry, Voter};
 pub use ask::{Joined, ask};
+pub use renew::{RENEW_PATH, Renewal, Renewed, renew};
 
 use crate::spec::{Held, Role, Secret};
 

@@ -35,6 +35,10 @@ impl Registry for Shared {
         Ok(now.clone())
     }
 
+    async fn bound(&self, slot: &str) -> Result<Option<Bound>> {
+        Ok(self.bound.lock().unwrap().get(slot).cloned())
+    }
+
     async fn user(&self, slot: &str, _: Role, password: &Secret) -> Result<()> {
         self.users.lock().unwrap().insert(slot.to_owned(), password.expose().clone());
         Ok(())
@@ -192,6 +196,62 @@ fn a_token_issued_anew_replaces_the_machine_and_outdates_the_old_one() {
 }
 
 #[test]
+fn certificates_are_renewed_for_the_machine_that_joined_and_for_nobody_else() {
+    block_on(async {
+        let cluster = Cluster::three().await;
+        let (disk, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (spec, uuid) = (cluster.spec("px-1"), cluster.spec("px-1").cluster.uuid);
+        cluster.joiner(disk.path(), "px-1.secret-token").await.unwrap();
+        let layout = Layout::new(disk.path());
+        let read = |name: &str| fs_err::read_to_string(layout.pki().join(name)).unwrap();
+        let early = renew(&layout, &spec, &cluster.voters).await.unwrap_err().to_string();
+        assert!(early.contains("pgkiln cluster renew"), "nothing to be won: {early}");
+        let ten_days = cluster.ca.signer().with_lifetime(std::time::Duration::from_hours(240));
+        for leaf in pki::leaves_of(&spec, "px-1", Role::Proxy, spec.ip().unwrap()) {
+            fs_err::remove_file(layout.pki().join(format!("{}.pem", leaf.name))).unwrap();
+            pki::ensure(&layout.pki(), &leaf, &ten_days).unwrap();
+        }
+        let before = (read("agent.pem"), read("haproxy.pem"), read("agent.key"), read("haproxy.key"));
+        renew(&layout, &spec, &cluster.voters).await.unwrap();
+        let after = (read("agent.pem"), read("haproxy.pem"), read("agent.key"), read("haproxy.key"));
+        assert!(before.0 != after.0 && before.1 != after.1, "new certificates");
+        assert!(before.2 == after.2 && before.3 == after.3, "the same keys");
+        pki::client(&layout.pki(), "agent", Some(uuid)).unwrap();
+
+        // Another agent of the cluster, whose certificate is as good as any.
+        let stranger = Layout::new(other.path());
+        fs_err::create_dir_all(stranger.pki()).unwrap();
+        fs_err::write(stranger.pki().join("ca.pem"), &cluster.ca.root).unwrap();
+        for leaf in pki::leaves_of(&spec, "px-1", Role::Proxy, LOCAL) {
+            pki::ensure(&stranger.pki(), &leaf, &cluster.ca.signer()).unwrap();
+        }
+        let refused = renew(&stranger, &spec, &cluster.voters).await.unwrap_err().to_string();
+        assert!(refused.contains("bound to another machine"), "{refused}");
+        // One that holds the right certificate asks for others' names, or with a key that it does not prove to hold.
+        for slot in ["bkp-1", "pg-1", "px-9"] {
+            let spec = NodeSpec { slot: slot.to_owned(), ..spec.clone() };
+            let refused = renew(&layout, &spec, &cluster.voters).await.unwrap_err().to_string();
+            assert!(refused.contains("bound to another machine") || refused.contains("without a vote"), "{refused}");
+        }
+        let desk = Admission {
+            spec: cluster.spec("pg-1"),
+            secrets: cluster.secrets(Joiner { token_sha256: String::new(), issue: 1 }),
+            registry: cluster.shared.clone(),
+        };
+        let keys = |layout: &Layout| {
+            let key = |name: &str| (name.to_owned(), pki::public_key(&layout.pki(), name).unwrap());
+            ["agent", "haproxy"].map(key).into()
+        };
+        let proven = cluster.shared.bound.lock().unwrap()["px-1"].key_sha256.clone();
+        let request = Renewal { schema: 1, slot: "px-1".to_owned(), keys: keys(&layout) };
+        assert!(desk.renew(&request, &proven).await.is_ok());
+        let swapped = Renewal { keys: keys(&stranger), ..request.clone() };
+        assert!(matches!(desk.renew(&swapped, &proven).await, Err(Refused::No(_))), "another key than it holds");
+        assert!(matches!(desk.renew(&Renewal { schema: 2, ..request }, &proven).await, Err(Refused::No(_))));
+    });
+}
+
+#[test]
 fn only_the_pinned_cluster_is_asked() {
     block_on(async {
         let mut cluster = Cluster::three().await;
@@ -253,9 +313,11 @@ fn whoever_has_no_certificate_may_join_and_nothing_else() {
             builder.resolve(slot, *address).build().unwrap()
         };
         let url = |path: &str| format!("https://{slot}:{}{path}", address.port());
-        for path in ["/v1/intent", "/v1/status", PATH, "/"] {
+        for path in ["/v1/intent", "/v1/status", PATH, RENEW_PATH, "/"] {
             assert_eq!(http().get(url(path)).send().await.unwrap().status(), 403, "{path}");
         }
+        let request = Renewal { schema: 1, slot: "px-1".to_owned(), keys: BTreeMap::new() };
+        assert_eq!(http().post(url(RENEW_PATH)).json(&request).send().await.unwrap().status(), 403);
         let post = async |body: Vec<u8>| http().post(url(PATH)).body(body).send().await.map(|r| r.status().as_u16());
         assert_eq!(post(b"{}".to_vec()).await.unwrap(), 400);
         assert_eq!(post(b"\xff\x00".to_vec()).await.unwrap(), 400);

@@ -12,6 +12,7 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -20,7 +21,7 @@ use crate::durable;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long a leaf lives. Never beyond its intermediate.
 const LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
-/// A leaf is issued anew at boot when less than this is left.
+/// A leaf is issued anew when less than this is left.
 const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Clocks of a founding cluster may differ a little.
 const BACKDATE: Duration = Duration::from_secs(3600);
@@ -101,6 +102,7 @@ pub struct Signer {
     pem: String,
     der: CertificateDer<'static>,
     not_after: SystemTime,
+    lifetime: Duration,
 }
 
 impl std::fmt::Debug for Signer {
@@ -125,7 +127,18 @@ impl Signer {
         };
         anyhow::ensure!(not_after > SystemTime::now(), "the intermediate certificate has expired");
         let issuer = Issuer::from_ca_cert_der(&der, key).context("reading the intermediate")?;
-        Ok(Self { issuer, pem: cert_pem.trim_end().to_owned() + "\n", der, not_after })
+        Ok(Self { issuer, pem: cert_pem.trim_end().to_owned() + "\n", der, not_after, lifetime: LIFETIME })
+    }
+
+    /// When the intermediate ends.
+    pub fn ends(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The same for leaves that live for `lifetime` instead of ninety days.
+    #[must_use]
+    pub fn with_lifetime(self, lifetime: Duration) -> Self {
+        Self { lifetime, ..self }
     }
 
     /// The certificate of `leaf` for a key, and after it the intermediate.
@@ -148,7 +161,7 @@ impl Signer {
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
         let now = SystemTime::now();
         params.not_before = epoch + since_epoch(now - BACKDATE);
-        params.not_after = epoch + since_epoch((now + LIFETIME).min(self.not_after));
+        params.not_after = epoch + since_epoch((now + self.lifetime).min(self.not_after));
         let cert = params.signed_by(key, &self.issuer).with_context(|| format!("signing `{}`", leaf.name))?;
         Ok(cert.pem() + &self.pem)
     }
@@ -192,6 +205,40 @@ pub fn public_key(dir: &Path, name: &str) -> Result<String> {
     Ok(key.public_key_pem())
 }
 
+/// When `<dir>/<name>.pem` ends.
+pub fn stored_ends(dir: &Path, name: &str) -> Result<SystemTime> {
+    let path = dir.join(format!("{name}.pem"));
+    ends_pem(&fs::read_to_string(&path)?).with_context(|| path.display().to_string())
+}
+
+/// When the first certificate of a chain ends.
+pub fn ends_pem(chain: &str) -> Result<SystemTime> {
+    ends(&CertificateDer::from_pem_slice(chain.as_bytes()).context("reading a certificate")?)
+}
+
+/// Whether something that ends then should be issued anew.
+pub fn is_due(end: SystemTime) -> bool {
+    end < SystemTime::now() + RENEW_BEFORE
+}
+
+/// When a certificate ends.
+pub fn ends(cert: &CertificateDer<'_>) -> Result<SystemTime> {
+    let (_, parsed) = X509Certificate::from_der(cert).context("reading a certificate")?;
+    Ok(at(parsed.validity().not_after.timestamp()))
+}
+
+/// SHA-256 of the public key of a certificate, in hexadecimal.
+pub fn key_sha256(cert: &CertificateDer<'_>) -> Result<String> {
+    let (_, parsed) = X509Certificate::from_der(cert).context("reading a certificate")?;
+    let digest = Sha256::digest(parsed.public_key().subject_public_key.data.as_ref());
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Whether a leaf is kept. One that ends with its intermediate cannot be bettered.
+fn enough(leaf: SystemTime, intermediate: SystemTime) -> bool {
+    !is_due(leaf.min(intermediate)) || leaf >= intermediate - DAY
+}
+
 /// Stores a chain that somebody else signed as `<dir>/<name>.pem`, if it belongs to the key there.
 pub fn install(dir: &Path, name: &str, chain: &str) -> Result<()> {
     let key = read_key(&dir.join(format!("{name}.key")))?.with_context(|| format!("`{name}` has no key"))?;
@@ -225,10 +272,7 @@ fn new_key(path: &Path) -> Result<KeyPair> {
 pub fn ensure(dir: &Path, leaf: &Leaf, signer: &Signer) -> Result<bool> {
     let (cert_path, key_path) = (dir.join(format!("{}.pem", leaf.name)), dir.join(format!("{}.key", leaf.name)));
     let key = read_key(&key_path)?;
-    if let Some(key) = &key
-        && let Ok(chain) = fs::read(&cert_path)
-        && fits(&chain, leaf, signer, key)
-    {
+    if is_kept(dir, leaf, signer) {
         return Ok(false);
     }
     let key = match key {
@@ -239,14 +283,31 @@ pub fn ensure(dir: &Path, leaf: &Leaf, signer: &Signer) -> Result<bool> {
     Ok(true)
 }
 
+/// Whether [`ensure`] would leave the pair of `leaf` as it is.
+pub fn is_kept(dir: &Path, leaf: &Leaf, signer: &Signer) -> bool {
+    let path = |extension: &str| dir.join(format!("{}.{extension}", leaf.name));
+    match (read_key(&path("key")), fs::read(path("pem"))) {
+        (Ok(Some(key)), Ok(chain)) => fits(&chain, leaf, signer, &key),
+        _ => false,
+    }
+}
+
+/// Whether `intermediate` was signed by `root` and may sign; both PEM.
+pub fn is_issued_by(intermediate: &str, root: &str) -> Result<bool> {
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).context("reading a CA certificate");
+    let (intermediate, root) = (der(intermediate)?, der(root)?);
+    let (_, intermediate) = X509Certificate::from_der(&intermediate).context("reading the intermediate")?;
+    let (_, root) = X509Certificate::from_der(&root).context("reading the root")?;
+    let signed = intermediate.verify_signature(Some(root.public_key())).is_ok();
+    Ok(signed && intermediate.is_ca() && intermediate.issuer() == root.subject())
+}
+
 fn fits(chain: &[u8], leaf: &Leaf, signer: &Signer, key: &KeyPair) -> bool {
     let certs: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(chain).filter_map(Result::ok).collect();
     let [cert, issuer] = certs.as_slice() else { return false };
     let Ok((_, parsed)) = X509Certificate::from_der(cert) else { return false };
-    let enough = at(parsed.validity().not_after.timestamp()).min(signer.not_after)
-        >= (SystemTime::now() + RENEW_BEFORE).min(signer.not_after - DAY);
     *issuer == signer.der
-        && enough
+        && enough(at(parsed.validity().not_after.timestamp()), signer.not_after)
         && at(parsed.validity().not_before.timestamp()) <= SystemTime::now()
         && parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
         && sans(&parsed) == wanted(leaf)
@@ -349,6 +410,23 @@ pub(crate) mod tests {
         // Killed between key and certificate: the pair on disk does not match yet.
         fs::write(dir.path().join("etcd.pem"), &cert).unwrap();
         assert!(ensure(dir.path(), &leaf, &ca.signer()).unwrap(), "certificate of another key");
+    }
+
+    #[test]
+    fn a_leaf_is_due_a_month_before_its_end_unless_its_intermediate_ends_first() {
+        let (ca, dir, uuid) = (TestCa::new(), tempfile::tempdir().unwrap(), Uuid::new_v4());
+        ensure(dir.path(), &Leaf::agent("pg-1", "10.0.0.11".parse().unwrap(), uuid), &ca.signer()).unwrap();
+        assert!(!is_due(stored_ends(dir.path(), "agent").unwrap()));
+        assert!(stored_ends(dir.path(), "etcd").is_err(), "no such certificate");
+        assert!(is_issued_by(&ca.intermediate, &ca.root).unwrap());
+        assert!(!is_issued_by(&ca.intermediate, &TestCa::new().root).unwrap());
+        assert!(!is_issued_by(&fs::read_to_string(dir.path().join("agent.pem")).unwrap(), &ca.root).unwrap());
+        let now = SystemTime::now();
+        let kept = |leaf: u32, intermediate: u32| enough(now + DAY * leaf, now + DAY * intermediate);
+        assert!(kept(31, 300) && kept(89, 300));
+        assert!(!kept(29, 300) && !kept(0, 300));
+        assert!(kept(10, 10), "nothing to be won");
+        assert!(!kept(8, 20), "twelve days to be won");
     }
 
     #[test]

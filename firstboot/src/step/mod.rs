@@ -23,6 +23,8 @@ use crate::plan::Desired;
 use crate::spec::NodeSpec;
 use crate::status::Board;
 
+pub use pki::apply as renew_certificates;
+
 /// What a step works on.
 #[derive(Debug, Clone)]
 pub struct Host {

@@ -18,7 +18,8 @@ const COPIES: [(&str, &str); 5] = [
     ("haproxy", "haproxy"),
 ];
 
-pub(super) fn apply(host: &Host, spec: &NodeSpec, secrets: &Secrets) -> Result<()> {
+/// Issues what is due where the intermediate is here, and hands out what is kept.
+pub fn apply(host: &Host, spec: &NodeSpec, secrets: &Secrets) -> Result<()> {
     let kept = host.layout.pki();
     durable::create_dir(&kept, 0o700)?;
     write_once(&kept.join("ca.pem"), secrets.ca.as_bytes(), 0o644)?;

@@ -12,8 +12,9 @@ use crate::datasource::Seed;
 use crate::durable;
 use crate::facts::{Facts, Machine};
 use crate::layout::Layout;
+use crate::pki;
 use crate::problem::Problem;
-use crate::spec::{self, Founding, NodeSpec, Secrets};
+use crate::spec::{self, Founding, Intermediate, NodeSpec, Secrets};
 use crate::status::{Board, IgnoredKey};
 use crate::user_data::{self, CloudConfig};
 
@@ -192,6 +193,19 @@ fn later_boot(
     Ok(merged)
 }
 
+/// Whether a seed's intermediate replaces the present one. A seed on a medium that cannot be written comes again at every
+/// boot, long after it was outdated.
+fn is_newer(new: &Intermediate, secrets: &Secrets) -> bool {
+    let Some(present) = &secrets.intermediate else { return false };
+    let ends = |cert: &str| pki::ends_pem(cert).ok();
+    let newer = ends(&new.cert) > ends(&present.cert);
+    let issued = pki::is_issued_by(&new.cert, &secrets.ca).unwrap_or(false);
+    if newer && !issued {
+        tracing::warn!("the seed's intermediate certificate is ignored: the cluster's root did not sign it");
+    }
+    newer && issued
+}
+
 /// Keeps what the seed changed. Until Patroni has the cluster-wide part, the specification it works with is kept, too.
 fn remember(layout: &Layout, stored: &Accepted, merged: &Accepted, founding: Option<Founding>) -> Result<()> {
     if let Some(founding) = founding {
@@ -202,6 +216,10 @@ fn remember(layout: &Layout, stored: &Accepted, merged: &Accepted, founding: Opt
             tracing::warn!("passwords of roles changed (set when this node leads)");
         }
         secrets.joiners = founding.joiners;
+        if is_newer(&founding.intermediate, &secrets) {
+            tracing::warn!("a new intermediate certificate: this node's own are issued anew");
+            secrets.intermediate = Some(founding.intermediate);
+        }
         if secrets.joiners != before.joiners {
             tracing::warn!("nodes that may join: {}", Vec::from_iter(secrets.joiners.keys().cloned()).join(", "));
         }
