@@ -11,8 +11,10 @@ use crate::plot::{Bar, bars, median};
 use crate::workspace;
 
 mod gaps;
+mod wins;
 
 pub use gaps::{Gaps, gaps};
+pub use wins::{Wins, wins};
 
 const BASELINE: &str = include_str!("bench/baseline.sh");
 const LIMIT: Duration = Duration::from_secs(120);
@@ -138,41 +140,6 @@ pub fn postmaster_gap(cluster: &TestCluster) -> anyhow::Result<f64> {
     let log = writer.stop();
     ensure!(cluster.lost(&leader, &log)? == 0, "acknowledged rows are lost");
     Ok(log.longest_pause.as_secs_f64())
-}
-
-/// The same `runs` times on a cluster of its own, with Patroni woken or not.
-pub fn postmasters(runs: usize, woken: bool) -> anyhow::Result<Vec<f64>> {
-    let cluster = TestCluster::builder().named("bench").define(move |d| d.tweaks.wake_patroni = woken).up()?;
-    let mut seconds = Vec::new();
-    for run in 0..runs {
-        cluster.wait_healthy(LIMIT)?;
-        // Anywhere in Patroni's loop of 5 s, not always at the same place.
-        std::thread::sleep(Duration::from_millis(5000 + 1300 * run as u64));
-        seconds.push(postmaster_gap(&cluster)?);
-    }
-    Ok(seconds)
-}
-
-/// Planned switchovers under a writer; the longest pause of each, with roles pushed to HAProxy or left to its checks.
-pub fn switchovers(runs: usize, pushed: bool) -> anyhow::Result<Vec<f64>> {
-    let cluster = TestCluster::builder().named("bench").define(move |d| d.tweaks.push_roles = pushed).up()?;
-    let mut seconds = Vec::new();
-    for _ in 0..runs {
-        cluster.wait_for("routing", LIMIT, || {
-            cluster.check_healthy(&cluster.slots).and_then(|()| cluster.check_routing())
-        })?;
-        let leader = cluster.leader()?;
-        let writer = cluster.write_through(&cluster.slots)?;
-        writer.wait_rows(ROWS / 2, LIMIT)?;
-        cluster.output(&leader, &["patronictl", "switchover", "--leader", &leader, "--force"])?;
-        writer.wait_write_after(Instant::now(), LIMIT)?;
-        std::thread::sleep(Duration::from_secs(2));
-        writer.wait_write_after(Instant::now(), LIMIT)?;
-        let log = writer.stop();
-        ensure!(cluster.lost(&leader, &log)? == 0, "acknowledged rows are lost");
-        seconds.push(log.longest_pause.as_secs_f64());
-    }
-    Ok(seconds)
 }
 
 /// A table of medians; the same numbers as JSON and as a chart go to `target/bench/NAME.{json,svg}`.

@@ -8,8 +8,10 @@ use firstboot::backup::{Listed, Record};
 use firstboot::spec::Role;
 use firstboot::status::Verdict;
 use pgkiln::cluster::Node;
+use pgkiln::tool::{Cmd, Tool};
 use pgkiln_tests::cluster::{Story, TestCluster};
 
+const CP: Tool = Tool { name: "cp", package: "coreutils", minimum: None, why: "moving a repository's disk" };
 /// Slot of the repository host.
 const BKP: &str = "bkp-1";
 /// From the start of the nodes to the first full backup.
@@ -174,7 +176,7 @@ fn segment(cluster: &TestCluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// On the repository host itself: it has the same image, so it has PostgreSQL.
+/// In a lab of its own, whose machine has nothing but the same image, the repository's disk and its passphrase.
 fn restored(cluster: &TestCluster) -> anyhow::Result<()> {
     let others = databases(cluster);
     let writer = cluster.write_through(&others)?;
@@ -182,10 +184,15 @@ fn restored(cluster: &TestCluster) -> anyhow::Result<()> {
     let log = writer.stop();
     archive(cluster)?;
     let first = record(cluster)?.first_full.context("no backup")?;
+    let settings = cluster.output(BKP, &["cat", "/run/pgkiln/pgbackrest/pgbackrest.conf"])?;
+    let fresh = TestCluster::builder().named("restore").nodes(1).without_seeds().up()?;
+    let machine = &fresh.slots[0];
+    let (repository, to) = (cluster.var(BKP).join("lib/pgbackrest"), fresh.var(machine).join("lib"));
+    Cmd::new(&CP).arg("-a").arg(repository).arg(to).run().context("moving the repository to the new machine")?;
     let script = format!(
         r#"set -eu
-d=/var/tmp/restore; rm -rf $d; mkdir -m 700 $d $d/socket
-grep -Ev '^(pg[0-9]+-|tls-|lock-path|\[orders\])' /run/pgkiln/pgbackrest/pgbackrest.conf > $d/conf
+d=/var/tmp/restore; mkdir -m 700 $d $d/socket
+grep -Ev '^(pg[0-9]+-|tls-|lock-path|\[orders\])' > $d/conf
 printf 'lock-path=%s/lock\n[orders]\npg1-path=%s/data\n' $d $d >> $d/conf
 /usr/bin/pgbackrest --config=$d/conf --stanza=orders --set={first} --archive-mode=off restore
 cat >> $d/data/postgresql.auto.conf <<E
@@ -209,7 +216,8 @@ $b/pg_ctl -D $d/data -m immediate stop > /dev/null; rm -rf $d
 "#
     );
     let start = Instant::now();
-    let done = cluster.lab.exec(BKP, ["runuser", "-u", "postgres", "--", "sh", "-c", &script])?;
+    let as_postgres = ["runuser", "-u", "postgres", "--", "sh", "-c", &script];
+    let done = fresh.lab.exec_with_input(machine, as_postgres, settings)?;
     let rows = String::from_utf8_lossy(&done.stdout).into_owned();
     ensure!(done.status.success(), "{rows}{}", String::from_utf8_lossy(&done.stderr));
     let rows: std::collections::BTreeSet<i64> = rows.lines().filter_map(|line| line.parse().ok()).collect();

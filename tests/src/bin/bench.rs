@@ -2,7 +2,7 @@
 //! (`PGKILN_TEST_IMAGE`).
 
 use clap::{Parser, Subcommand};
-use pgkiln_tests::bench::{Formed, failovers, form, gaps, postmasters, publish, switchovers};
+use pgkiln_tests::bench::{Formed, failovers, form, gaps, publish, wins};
 use pgkiln_tests::plot::{Bar, median};
 
 #[derive(Debug, Parser)]
@@ -19,17 +19,14 @@ enum What {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
-    /// What a writer notices of the leader's postmaster being killed, with Patroni woken and without
-    Postmaster {
-        /// How often, each way
+    /// What each switch of `pgkiln.tweaks` gains: the pause it is to shorten, off and on
+    Wins {
+        /// How often, off and on
         #[arg(long, default_value_t = 5)]
-        runs: usize,
-    },
-    /// What a writer notices of a planned switchover, with roles pushed to HAProxy and without
-    Switchover {
-        /// How often, each way
-        #[arg(long, default_value_t = 5)]
-        runs: usize,
+        runs: u64,
+        /// Only these switches
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
     },
     /// How long writes stop at a switchover, a killed postmaster and a killed node, with preset `fast`
     Gaps {
@@ -67,17 +64,7 @@ fn main() -> anyhow::Result<()> {
                 publish("agent-memory", "Agent's peak memory, worst node", "MiB", &[bar("agent", |f| f.agent_peak)])?
             );
         }
-        What::Postmaster { runs } => {
-            let bar = |label: &str, woken| anyhow::Ok(Bar { label: label.to_owned(), runs: postmasters(runs, woken)? });
-            let rows = [bar("Patroni looks every 5 s", false)?, bar("Patroni is woken", true)?];
-            print!("{}", publish("postmaster", "Postmaster killed, longest pause between writes", "s", &rows)?);
-        }
-        What::Switchover { runs } => {
-            let bar =
-                |label: &str, pushed| anyhow::Ok(Bar { label: label.to_owned(), runs: switchovers(runs, pushed)? });
-            let rows = [bar("HAProxy's checks find the leader", false)?, bar("the leader is pushed", true)?];
-            print!("{}", publish("switchover", "Planned switchover, longest pause between writes", "s", &rows)?);
-        }
+        What::Wins { runs, only } => print!("{}", wins(runs, &only)?.publish()?),
         What::Gaps { runs } => print!("{}", gaps(runs)?.publish()?),
         What::Failover { runs } => {
             let runs = failovers(runs)?;

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use firstboot::spec::Rto;
-use pgkiln::lab::NodeState;
+use firstboot::spec::{Role, Rto, Vip, VipMode};
+use ipnet::IpNet;
+use pgkiln::cluster::{Definition, Node};
+use pgkiln::lab::{NodeState, NodeStatus};
 use serde::Deserialize;
 
 use super::checker::{self, Rows};
@@ -24,6 +26,11 @@ const HEALTHY: Duration = Duration::from_secs(120);
 const ROWS: usize = 200;
 /// The application's name among the clients.
 pub(super) const APPLICATION: &str = "app";
+/// What the application connects to.
+const VIRTUAL: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 0, 10));
+/// The repository host.
+pub(super) const REPOSITORY: &str = "bkp-1";
+const REPOSITORY_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 91, 0, 31));
 /// How many of the violations are told.
 const TOLD: usize = 6;
 
@@ -67,6 +74,11 @@ impl Scene<'_> {
             let answered = self.observers.ask(APPLICATION, |history| history.answered_after(since))?;
             Ok((answered.context("none")? - since).as_secs_f64())
         })
+    }
+
+    /// The one node that has the virtual IP.
+    pub fn vip_owner(&self) -> anyhow::Result<String> {
+        self.cluster.wait_for("one owner of the virtual IP", HEALTHY, || vip_owner(self.cluster))
     }
 
     /// The slots that do not lead at the start.
@@ -122,10 +134,19 @@ pub struct Arena {
 impl Arena {
     /// Forms a cluster with the preset `rto`.
     pub fn new(name: &'static str, rto: Rto) -> anyhow::Result<Self> {
+        Self::with(name, rto, |_| {})
+    }
+
+    /// The same with changes of the definition.
+    pub fn with(name: &'static str, rto: Rto, change: impl FnOnce(&mut Definition) + 'static) -> anyhow::Result<Self> {
         let builder = TestCluster::builder().named(name).define(move |definition| {
             definition.postgres.rto = rto;
             // The probes come from the lab's own address.
             definition.client_networks = vec![definition.subnet];
+            let address = IpNet::new(VIRTUAL, definition.subnet.prefix_len()).expect("an address of the subnet");
+            definition.vip = Some(Vip { address, mode: VipMode::Lan });
+            definition.nodes.push(Node::new(REPOSITORY, REPOSITORY_ADDRESS).with_role(Role::Backup));
+            change(definition);
         });
         let cluster = builder.up()?;
         let arena = Self { cluster, past: Vec::new(), runs: 0 };
@@ -179,8 +200,8 @@ impl Arena {
     fn clients(&self) -> anyhow::Result<Vec<Client>> {
         let name = |role: &str| format!("{}/{role}", self.runs);
         let slots = &self.cluster.slots;
-        let ports = slots.iter().map(|slot| self.cluster.port(slot, 5000)).collect::<anyhow::Result<_>>()?;
-        let mut clients = vec![Client::application(name(APPLICATION), ports)];
+        let port = self.cluster.port(&VIRTUAL.to_string(), 5000)?;
+        let mut clients = vec![Client::application(name(APPLICATION), vec![port])];
         for slot in slots {
             clients.push(Client::probe(name(slot), self.cluster.port(slot, 5432)?));
         }
@@ -231,12 +252,23 @@ impl Arena {
     }
 }
 
+fn vip_owner(cluster: &TestCluster) -> anyhow::Result<String> {
+    let address = format!("{VIRTUAL}/");
+    let has = |node: &NodeStatus| node.addresses.iter().any(|own| own.starts_with(&address));
+    let owners: Vec<_> = cluster.lab.status()?.nodes.into_iter().filter(has).map(|node| node.slot).collect();
+    match owners.as_slice() {
+        [one] => Ok(one.clone()),
+        _ => anyhow::bail!("{VIRTUAL} is on {owners:?}"),
+    }
+}
+
 /// Healthy, and able to lose any node: the standbys are in the quorum, and etcd knows it.
 ///
 /// Patroni tells PostgreSQL a moment before it tells etcd; a leader that is lost in between has no heir.
 pub(super) fn wait_ready(cluster: &TestCluster) -> anyhow::Result<()> {
     cluster.wait_for("a cluster that can lose any node", HEALTHY, || {
         cluster.check_healthy(&cluster.slots)?;
+        vip_owner(cluster)?;
         let first = &cluster.slots[0];
         let key = format!("/service/{}/sync", cluster.cluster.definition.name);
         let text = cluster.output(first, &["etcdctl", "get", "--print-value-only", &key])?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::arena::{APPLICATION, Scene};
+use super::arena::{APPLICATION, REPOSITORY, Scene};
 
 /// One way to break a cluster.
 #[derive(Debug, Clone, Copy)]
@@ -18,11 +18,13 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const ALL: [Scenario; 10] = [
+pub const ALL: [Scenario; 12] = [
     Scenario { name: "switchover", act: switchover, short: true },
     Scenario { name: "postmaster-killed", act: postmaster_killed, short: true },
     Scenario { name: "patroni-killed", act: patroni_killed, short: true },
     Scenario { name: "haproxy-killed", act: haproxy_killed, short: true },
+    Scenario { name: "keepalived-killed", act: keepalived_killed, short: true },
+    Scenario { name: "repository-down", act: repository_down, short: true },
     Scenario { name: "node-killed", act: node_killed, short: false },
     Scenario { name: "patroni-frozen", act: patroni_frozen, short: false },
     Scenario { name: "leader-isolated", act: leader_isolated, short: false },
@@ -73,13 +75,45 @@ fn kill_main(scene: &Scene<'_>, kill: &str) -> anyhow::Result<String> {
 }
 
 fn haproxy_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {
-    let slot = scene.random.one_of(&scene.cluster.slots).clone();
+    let slot = scene.vip_owner()?;
     scene.cluster.output(&slot, &["systemctl", "kill", "-s", "KILL", "haproxy"])?;
     scene.wait_write_after(Instant::now(), Duration::from_secs(10))?;
     let limit = Duration::from_secs(15);
     scene.cluster.wait_for("HAProxy again", limit, || scene.cluster.ask(&slot, 5000, "SELECT 'up'"))?;
-    ensure!(*scene.observers.last().context("no write")?.slot == *scene.leader, "another leader for a dead proxy");
-    Ok(format!("on {slot}"))
+    same_leader(scene)?;
+    Ok(format!("on {slot}, {} has the virtual IP", scene.vip_owner()?))
+}
+
+fn keepalived_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let slot = scene.vip_owner()?;
+    scene.cluster.output(&slot, &["systemctl", "kill", "-s", "KILL", "keepalived"])?;
+    let seconds = scene.wait_write_after(Instant::now(), Duration::from_secs(10))?;
+    // It may come back on the same node, or another one takes over first; never both.
+    std::thread::sleep(Duration::from_secs(5));
+    same_leader(scene)?;
+    Ok(format!("on {slot}, first write after {seconds:.2} s, {} has the virtual IP", scene.vip_owner()?))
+}
+
+fn repository_down(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    scene.cluster.lab.kill(REPOSITORY)?;
+    let killed = Instant::now();
+    let leader = scene.leader.clone();
+    // A segment that cannot be archived, and one after it.
+    while killed.elapsed() < Duration::from_secs(15) {
+        scene.cluster.psql(&leader, "SELECT pg_switch_wal()")?;
+        scene.wait_write_after(Instant::now(), Duration::from_secs(5))?;
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    let gap = scene.observers.ask(APPLICATION, super::History::longest_pause)?;
+    ensure!(gap < Duration::from_secs(2), "no write for {gap:.1?} because backups have nowhere to go");
+    same_leader(scene)?;
+    Ok(format!("writes went on for {:.0} s without it", killed.elapsed().as_secs_f64()))
+}
+
+fn same_leader(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let last = scene.observers.last().context("no write")?;
+    ensure!(*last.slot == *scene.leader, "{} leads instead of {}, which did nothing wrong", last.slot, scene.leader);
+    Ok(())
 }
 
 fn node_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {

@@ -119,6 +119,26 @@ impl TestCluster {
         Ok(members)
     }
 
+    /// The slot whose etcd leads, asked on `slot`.
+    pub fn etcd_leader(&self, slot: &str) -> anyhow::Result<String> {
+        // A node's endpoints are all members; any of them knows who leads.
+        let id = self.etcd_json(slot, &["endpoint", "status"])?[0]["Status"]["leader"].to_string();
+        let member = self.etcd_members(slot)?.into_iter().find(|member| member.id == id);
+        Ok(member.with_context(|| format!("no member {id}"))?.name)
+    }
+
+    /// Makes `slot`'s etcd the leader.
+    pub fn move_etcd_leader(&self, slot: &str) -> anyhow::Result<()> {
+        let holder = self.etcd_leader(slot)?;
+        let target = self.etcd_members(slot)?.into_iter().find(|member| member.name == slot).context("a voter")?;
+        if holder != slot {
+            let id = format!("{:x}", target.id.parse::<u64>()?);
+            self.output(&holder, &["etcdctl", "move-leader", &id])?;
+        }
+        ensure!(self.etcd_leader(slot)? == slot, "etcd's leader did not come to {slot}");
+        Ok(())
+    }
+
     fn etcd_json(&self, slot: &str, argv: &[&str]) -> anyhow::Result<Value> {
         let mut full = vec!["etcdctl"];
         full.extend_from_slice(argv);

@@ -201,23 +201,10 @@ pub(crate) fn postmaster(cluster: &TestCluster) -> anyhow::Result<()> {
 /// etcd's leader is put on the primary's machine, and does not stay there.
 pub(crate) fn etcd_leader(cluster: &TestCluster) -> anyhow::Result<()> {
     let leader = cluster.leader()?;
-    // A node's endpoints are all members; any of them knows who leads.
-    let leads_etcd = || {
-        let status = etcdctl(cluster, &leader, &["endpoint", "status", "-w", "json"])?;
-        let status: serde_json::Value = serde_json::from_str(&status)?;
-        let id = status[0]["Status"]["leader"].to_string();
-        let member = cluster.etcd_members(&leader)?.into_iter().find(|member| member.id == id);
-        anyhow::Ok(member.with_context(|| format!("no member {id}"))?.name)
-    };
-    let voter = cluster.etcd_members(&leader)?.into_iter().find(|member| member.name == leader).context("a voter")?;
-    let holder = leads_etcd()?;
-    if holder != leader {
-        etcdctl(cluster, &holder, &["move-leader", &format!("{:x}", voter.id.parse::<u64>()?)])?;
-    }
-    ensure!(leads_etcd()? == leader, "etcd's leader did not come to {leader}");
+    cluster.move_etcd_leader(&leader)?;
     let start = Instant::now();
     cluster.wait_for("etcd's leader elsewhere", Duration::from_secs(120), || {
-        ensure!(leads_etcd()? != leader, "still on {leader}");
+        ensure!(cluster.etcd_leader(&leader)? != leader, "still on {leader}");
         Ok(())
     })?;
     let seconds = start.elapsed().as_secs_f64();
