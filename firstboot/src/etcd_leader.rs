@@ -1,7 +1,7 @@
 //! Keeps etcd's leader off the machine of PostgreSQL's primary. Were both lost together, etcd would first elect, then
 //! extend every lease by its full life, and only then would Patroni's leader key begin to run out: 3-7 s more.
 //!
-//! Only the primary's own agent acts, only after both have been here for a minute, never during a membership change,
+//! Only the primary's own agent acts, only after both have been here for a while, never during a membership change,
 //! and only towards a voter that has caught up. etcd's own transfer takes less than a heartbeat and loses nothing.
 
 use std::collections::BTreeMap;
@@ -15,9 +15,9 @@ use crate::patroni::Patroni;
 use crate::register::Keys;
 
 /// Between looks.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(5);
 /// How long both must have been here: a role that is still moving is left alone.
-const SETTLED: Duration = Duration::from_secs(60);
+const SETTLED: Duration = Duration::from_secs(15);
 /// How far a voter's log may be behind: a few heartbeats of a busy Patroni.
 const BEHIND: u64 = 100;
 
@@ -50,7 +50,7 @@ impl Mover {
                 Ok(None) => tracing::debug!("etcd's leader stays on the primary's machine for now"),
                 Err(error) => tracing::info!("etcd's leader stays on the primary's machine: {error:#}"),
             }
-            // Moved or not, the next try is a minute away.
+            // Moved or not, the next try is as far away.
             since = None;
         }
     }

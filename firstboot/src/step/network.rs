@@ -4,10 +4,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 
 use super::{File, Host};
+use crate::layout::Layout;
 use crate::retry::{Failure, Policy, retry};
 use crate::{facts, tool};
+
+/// Between two ARP requests (arp(7)); the kernel's own value is a second.
+const ARP_AGAIN_MS: &str = "250";
 
 pub(super) async fn apply(host: &Host, files: &[File], address: IpAddr) -> Result<()> {
     for file in files {
@@ -35,5 +40,16 @@ pub(super) async fn apply(host: &Host, files: &[File], address: IpAddr) -> Resul
     };
     let result = retry(policy, waiting, attempt).await.context("waiting for the network");
     host.board.waited();
+    ask_again_soon(&host.layout);
     result
+}
+
+/// What the image's `sysctl.d` says about neighbours reaches interfaces only that appear later, and no container.
+fn ask_again_soon(layout: &Layout) {
+    let Ok(interfaces) = fs::read_dir(layout.at("/proc/sys/net/ipv4/neigh")) else { return };
+    for interface in interfaces.filter_map(Result::ok).filter(|interface| interface.file_name() != "lo") {
+        if let Err(error) = fs::write(interface.path().join("retrans_time_ms"), ARP_AGAIN_MS) {
+            tracing::info!("unreachable machines are noticed later: {error}");
+        }
+    }
 }

@@ -209,6 +209,6 @@ pub(crate) fn etcd_leader(cluster: &TestCluster) -> anyhow::Result<()> {
     })?;
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("       moved after {seconds:.0}s");
-    ensure!(seconds > 50.0, "moved after {seconds:.0}s: roles that are still moving must be left alone");
+    ensure!(seconds > 10.0, "moved after {seconds:.0}s: roles that are still moving must be left alone");
     cluster.check_healthy(&cluster.slots)
 }
