@@ -132,6 +132,11 @@ impl Layout {
         self.at(format!("/var/lib/postgresql/{major}/main"))
     }
 
+    /// There as long as PostgreSQL's directory has not become a database (`unborn`).
+    pub fn unborn(&self) -> PathBuf {
+        self.lib().join("postgresql-unborn.json")
+    }
+
     /// Host keys of sshd.
     pub fn ssh(&self) -> PathBuf {
         self.at("/var/lib/ssh")

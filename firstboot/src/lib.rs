@@ -40,6 +40,7 @@ pub mod step;
 pub mod stored;
 pub mod tool;
 pub mod tune;
+pub mod unborn;
 pub mod user_data;
 pub mod verdict;
 pub mod vip;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ use crate::status::Phase;
 use crate::step::{File, Host};
 use crate::stored;
 use crate::tool;
+use crate::unborn::Pgdata;
 use crate::watch::Watch;
 
 /// The agent's own port.
@@ -274,6 +276,22 @@ impl Member {
         Ok(())
     }
 
+    /// What a power cut left of a founding or a copy; not while Patroni is at it.
+    async fn put_unborn_aside(&self, client: &Client, path: &Path) -> Result<()> {
+        let unit = self.desired.image.unit("patroni")?;
+        let state = tool::systemctl(&["show", "--property=ActiveState", "--value", unit]).run().await?;
+        if !["inactive", "failed"].contains(&state.trim()) {
+            return Ok(());
+        }
+        let login = Credentials::new("patroni", self.desired.secrets.passwords.get(Password::EtcdPatroni)?);
+        let pgdata = Pgdata { layout: &self.host.layout, path, prefix: &self.patroni_prefix() };
+        if let Some(note) = pgdata.put_unborn_aside(&client.with_credentials(Some(login))).await? {
+            tracing::warn!("{note}");
+            self.host.board.note(note);
+        }
+        Ok(())
+    }
+
     fn holder(&self) -> SlotHolder {
         SlotHolder { boot_id: self.facts.boot_id.clone(), machine: self.facts.machine.clone(), since: register::now() }
     }
@@ -370,6 +388,7 @@ impl Cluster for Member {
             let pgdata = self.host.layout.pgdata(self.desired.image.postgresql_major()?);
             let place = pgdata.display().to_string();
             register::check_system_id(register::system_id(&pgdata), known.as_deref(), &place)?;
+            self.put_unborn_aside(&client, &pgdata).await?;
         }
         client.put(&keys.node(&slot), &serde_json::to_vec(&self.node()?)?, None).await?;
         self.lease.set(taken.lease());

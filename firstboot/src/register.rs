@@ -304,6 +304,10 @@ pub async fn record_system_id(client: &Client, keys: Keys, name: &str) -> Result
         return Ok(true);
     }
     let initialize = client.get(&format!("/service/{name}/initialize")).await?;
+    // Patroni also fills in `initialize` for a founding that was cut short; `config` comes at its end only.
+    if client.get(&format!("/service/{name}/config")).await?.is_none() {
+        return Ok(false);
+    }
     let Some(id) = initialize.and_then(|kv| String::from_utf8(kv.value).ok()).filter(|id| !id.is_empty()) else {
         return Ok(false);
     };

@@ -94,6 +94,12 @@ impl Watch {
 
     fn say(&self, verdict: Verdict, why: Option<String>) {
         if self.board.get().verdict != verdict {
+            // Leads or follows: whatever is in PostgreSQL's directory is a database now.
+            if verdict == Verdict::Good
+                && let Err(error) = durable::remove(&self.layout.unborn())
+            {
+                tracing::warn!("{error:#}");
+            }
             tracing::info!("verdict: {verdict:?}{}", why.as_ref().map(|w| format!(" ({w})")).unwrap_or_default());
         }
         self.board.verdict(verdict);

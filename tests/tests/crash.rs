@@ -1,6 +1,12 @@
 //! The agent killed while it makes a node, at points spread over its first run; all points with `torture crash`.
 
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use pgkiln_tests::cluster::TestCluster;
 use pgkiln_tests::crash::Sweep;
+
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn sweep(nodes: usize, points: usize) -> anyhow::Result<()> {
     let sweep = Sweep::measure(nodes)?;
@@ -13,6 +19,30 @@ fn sweep(nodes: usize, points: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Power is cut as soon as `path` is in PostgreSQL's directory on `slot`.
+fn cut_when(nodes: usize, slot: &str, path: &str) -> anyhow::Result<()> {
+    let cluster = TestCluster::builder().named("founding").nodes(nodes).up()?;
+    let data = cluster.var(slot).join("lib/postgresql");
+    let there = || {
+        let majors = fs_err::read_dir(&data).into_iter().flatten().filter_map(Result::ok);
+        majors.map(|major| major.path().join("main").join(path)).any(|path| path.exists())
+    };
+    let start = Instant::now();
+    while !there() {
+        ensure!(start.elapsed() < LIMIT, "{slot} never had {path}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    cluster.lab.kill(slot)?;
+    cluster.lab.start(slot)?;
+    cluster.wait_healthy(LIMIT).with_context(|| format!("power of {slot} was cut when {path} appeared"))?;
+    let notes = cluster.status(slot)?.notes;
+    eprintln!("power of {slot} cut at {path}: healthy again; {}", notes.join("; "));
+    ensure!(notes.iter().any(|note| note.contains("was interrupted")), "nobody was told: {notes:?}");
+    let left = cluster.output(slot, &["ls", "/var/lib/pgkiln"])?;
+    ensure!(!left.contains("unborn"), "the record of an unborn directory outlived its birth: {left}");
+    Ok(())
+}
+
 #[test]
 fn a_killed_agent_continues_where_it_was() {
     if pgkiln_tests::image::baked().is_none() {
@@ -20,4 +50,7 @@ fn a_killed_agent_continues_where_it_was() {
     }
     sweep(1, 6).unwrap_or_else(|error| panic!("{error:#}"));
     sweep(3, 2).unwrap_or_else(|error| panic!("{error:#}"));
+    for (nodes, slot, path) in [(1, "pg-1", "PG_VERSION"), (1, "pg-1", "postmaster.pid"), (3, "pg-2", "backup_label")] {
+        cut_when(nodes, slot, path).unwrap_or_else(|error| panic!("{error:#}"));
+    }
 }

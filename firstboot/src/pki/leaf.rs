@@ -158,6 +158,10 @@ impl Signer {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
+        // Never twice (RFC 5280, 4.1.2.2), also for the same key: Patroni knows a new certificate by its number.
+        let mut serial = *Uuid::new_v4().as_bytes();
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(serial.to_vec().into());
         let epoch = rcgen::date_time_ymd(1970, 1, 1);
         let now = SystemTime::now();
         params.not_before = epoch + since_epoch(now - BACKDATE);
@@ -417,6 +421,14 @@ pub(crate) mod tests {
         let (ca, dir, uuid) = (TestCa::new(), tempfile::tempdir().unwrap(), Uuid::new_v4());
         ensure(dir.path(), &Leaf::agent("pg-1", "10.0.0.11".parse().unwrap(), uuid), &ca.signer()).unwrap();
         assert!(!is_due(stored_ends(dir.path(), "agent").unwrap()));
+        let serial = || {
+            let der = CertificateDer::from_pem_slice(&fs::read(dir.path().join("agent.pem")).unwrap()).unwrap();
+            X509Certificate::from_der(&der).unwrap().1.raw_serial_as_string()
+        };
+        let first = serial();
+        fs::remove_file(dir.path().join("agent.pem")).unwrap();
+        ensure(dir.path(), &Leaf::agent("pg-1", "10.0.0.11".parse().unwrap(), uuid), &ca.signer()).unwrap();
+        assert_ne!(first, serial(), "the same key, another certificate");
         assert!(stored_ends(dir.path(), "etcd").is_err(), "no such certificate");
         assert!(is_issued_by(&ca.intermediate, &ca.root).unwrap());
         assert!(!is_issued_by(&ca.intermediate, &TestCa::new().root).unwrap());
