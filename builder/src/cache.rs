@@ -4,6 +4,7 @@
 //! <cache>/cas/sha256/ab/ab12…   files by content: packages and package indexes, 0644, complete by construction
 //! <cache>/partial/ab12…         downloads under way, resumed by the next run
 //! <cache>/relock/<image>.lock   locks resolved anew by --relock (the source tree is never edited)
+//! <cache>/seen/<image>.json     how recent every archive was when it was last believed
 //! <cache>/work/…                scratch directories, removed when their command ends
 //! <cache>/locks/…               locks between concurrent pgkiln processes
 //! ```
@@ -42,7 +43,7 @@ impl Cache {
     pub fn open(root: impl Into<PathBuf>) -> anyhow::Result<Self> {
         let root = std::path::absolute(root.into()).context("making the cache's path absolute")?;
         let made = (|| {
-            for dir in ["cas/sha256", "partial", "relock", "work", "locks"] {
+            for dir in ["cas/sha256", "partial", "relock", "seen", "work", "locks"] {
                 fs::create_dir_all(root.join(dir))?;
             }
             let tag = root.join("CACHEDIR.TAG");
@@ -123,6 +124,11 @@ impl Cache {
     /// Where the lock resolved anew for this image is kept.
     pub fn relock_path(&self, image: &str) -> PathBuf {
         self.root.join("relock").join(format!("{image}.lock"))
+    }
+
+    /// Where it is remembered how recent this image's archives were.
+    pub(crate) fn seen_path(&self, image: &str) -> PathBuf {
+        self.root.join("seen").join(format!("{image}.json"))
     }
 
     /// A scratch directory, removed when dropped.

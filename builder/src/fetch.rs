@@ -11,11 +11,12 @@ use crate::cache::Cache;
 use crate::digest::Sha256;
 use crate::problem::Problem;
 use crate::progress;
+use crate::unpack::deb::Identity;
 
 mod http;
 mod transfer;
 
-pub use http::{Failure, FailureKind, get};
+pub use http::{Failure, FailureKind, get, get_key};
 
 /// Downloads at a time: enough to hide a mirror's latency, few enough to be a polite client.
 const CONNECTIONS: usize = 6;
@@ -35,6 +36,8 @@ pub struct Item {
     pub size: u64,
     /// Exact content.
     pub sha256: Sha256,
+    /// What a package must say about itself; `None` for other files.
+    pub identity: Option<Identity>,
 }
 
 /// What happens during a download, for whoever shows it.

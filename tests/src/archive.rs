@@ -12,14 +12,15 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use jiff::{SignedDuration, Timestamp};
 use pgkiln::digest::Sha256;
 use pgkiln::tool::{Cmd, Tool};
 
-const GPG: Tool = Tool { name: "gpg", package: "gpg", minimum: None, why: "signing the test archive" };
-const GPGCONF: Tool = Tool { name: "gpgconf", package: "gpgconf", minimum: None, why: "stopping the test keys' agent" };
+use crate::keys::Keys;
+
 const DPKG_DEB: Tool = Tool { name: "dpkg-deb", package: "dpkg", minimum: None, why: "building test packages" };
 
 /// A package to build.
@@ -27,6 +28,7 @@ const DPKG_DEB: Tool = Tool { name: "dpkg-deb", package: "dpkg", minimum: None, 
 pub struct Deb {
     name: String,
     version: String,
+    architecture: String,
     fields: Vec<(&'static str, String)>,
     files: Vec<(String, String)>,
     scripts: Vec<(&'static str, String)>,
@@ -36,7 +38,14 @@ impl Deb {
     /// A package with one file, `/usr/share/<name>/version`.
     pub fn new(name: &str, version: &str) -> Self {
         let file = (format!("usr/share/{name}/version"), format!("{version}\n"));
-        Self { name: name.into(), version: version.into(), fields: Vec::new(), files: vec![file], scripts: Vec::new() }
+        Self {
+            name: name.into(),
+            version: version.into(),
+            architecture: "all".into(),
+            fields: Vec::new(),
+            files: vec![file],
+            scripts: Vec::new(),
+        }
     }
 
     /// Adds a control field.
@@ -58,6 +67,13 @@ impl Deb {
         self.field("Essential", "yes")
     }
 
+    /// For this architecture instead of for all.
+    #[must_use]
+    pub fn architecture(mut self, architecture: &str) -> Self {
+        self.architecture = architecture.into();
+        self
+    }
+
     /// Adds a file.
     #[must_use]
     pub fn file(mut self, path: &str, content: &str) -> Self {
@@ -74,11 +90,12 @@ impl Deb {
 
     fn file_name(&self) -> String {
         let version = self.version.split_once(':').map_or(self.version.as_str(), |(_, version)| version);
-        format!("{}_{version}_all.deb", self.name)
+        format!("{}_{version}_{}.deb", self.name, self.architecture)
     }
 
     fn control(&self) -> String {
-        let mut text = format!("Package: {}\nVersion: {}\nArchitecture: all\n", self.name, self.version);
+        let mut text =
+            format!("Package: {}\nVersion: {}\nArchitecture: {}\n", self.name, self.version, self.architecture);
         text.push_str("Maintainer: Tests <tests@example.org>\nDescription: made for a test\n");
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\n"));
@@ -117,52 +134,48 @@ pub struct Publication {
     pub second_key: bool,
     /// Whether indexes are also published by digest.
     pub by_hash: bool,
+    /// When it was made, from now.
+    pub made: SignedDuration,
+    /// Who says to have made it.
+    pub origin: &'static str,
 }
 
 impl Default for Publication {
     fn default() -> Self {
-        Self { valid_for: Some(SignedDuration::from_hours(24)), second_key: false, by_hash: false }
+        Self {
+            valid_for: Some(SignedDuration::from_hours(24)),
+            second_key: false,
+            by_hash: false,
+            made: SignedDuration::ZERO,
+            origin: "Fixture",
+        }
     }
 }
 
-/// An archive with one suite (`main`, `amd64`) and two keys.
+/// An archive with one suite (`main`, `amd64`), signed by one of its keys `first` and `second`.
 #[derive(Debug)]
 pub struct Archive {
     dir: tempfile::TempDir,
-    gnupg: tempfile::TempDir,
+    keys: Arc<Keys>,
     suite: String,
     debs: Vec<Deb>,
-    fingerprints: Vec<String>,
 }
 
 impl Archive {
     /// An empty archive with fresh keys.
     pub fn new(suite: &str) -> anyhow::Result<Self> {
-        let (dir, gnupg) = (tempfile::tempdir()?, tempfile::tempdir()?);
-        let mut archive = Self { dir, gnupg, suite: suite.into(), debs: Vec::new(), fingerprints: Vec::new() };
-        for name in ["First", "Second"] {
-            let user = format!("{name} Test Key <{name}@example.org>");
-            archive
-                .gpg()
-                .args(["--passphrase", "", "--quick-generate-key", &user, "ed25519", "sign", "never"])
-                .run()?;
-            let listed = archive.gpg().args(["--with-colons", "--list-keys", &user]).text()?;
-            let fingerprint = listed.lines().find_map(|line| line.strip_prefix("fpr:")?.split(':').nth(8));
-            archive.fingerprints.push(fingerprint.context("gpg lists no fingerprint")?.to_owned());
+        let mut keys = Keys::new()?;
+        for name in ["first", "second"] {
+            keys.make(name, "ed25519", "never", &[])?;
         }
-        archive.export("keyring.gpg", &[0, 1])?;
-        archive.export("first.gpg", &[0])?;
-        Ok(archive)
+        keys.export("keyring.gpg", &["first", "second"])?;
+        keys.export("first.gpg", &["first"])?;
+        Self::with_keys(suite, Arc::new(keys))
     }
 
-    fn gpg(&self) -> Cmd {
-        Cmd::new(&GPG).args(["--batch", "--quiet", "--no-tty", "--homedir"]).arg(self.gnupg.path()).env("LC_ALL", "C")
-    }
-
-    fn export(&self, name: &str, keys: &[usize]) -> anyhow::Result<()> {
-        let keys = keys.iter().map(|key| self.fingerprints[*key].as_str());
-        let bytes = self.gpg().arg("--export").args(keys).output()?;
-        Ok(fs_err::write(self.gnupg.path().join(name), bytes)?)
+    /// An empty archive with these keys; recipes for it use their `keyring.gpg`.
+    pub fn with_keys(suite: &str, keys: Arc<Keys>) -> anyhow::Result<Self> {
+        Ok(Self { dir: tempfile::tempdir()?, keys, suite: suite.into(), debs: Vec::new() })
     }
 
     /// The directory to serve.
@@ -170,19 +183,24 @@ impl Archive {
         self.dir.path()
     }
 
+    /// The signed file.
+    pub fn inrelease(&self) -> PathBuf {
+        self.dir().join("dists").join(&self.suite).join("InRelease")
+    }
+
     /// Full fingerprint of the first (0) or second (1) key.
     pub fn fingerprint(&self, key: usize) -> &str {
-        &self.fingerprints[key]
+        self.keys.fingerprint(["first", "second"][key])
     }
 
     /// Keyring with both keys.
     pub fn keyring(&self) -> PathBuf {
-        self.gnupg.path().join("keyring.gpg")
+        self.keys.path("keyring.gpg")
     }
 
     /// Keyring with the first key only.
     pub fn first_keyring(&self) -> PathBuf {
-        self.gnupg.path().join("first.gpg")
+        self.keys.path("first.gpg")
     }
 
     /// Where a package is below the archive.
@@ -208,32 +226,50 @@ impl Archive {
 
     /// Writes index, `Release` and signature.
     pub fn publish(&self, publication: &Publication) -> anyhow::Result<()> {
+        let release = self.lay_out(publication, self.index()?)?;
+        let key = if publication.second_key { "second" } else { "first" };
+        Ok(fs_err::write(self.inrelease(), self.keys.clearsign(release, &[key], &[])?)?)
+    }
+
+    /// The text of the index.
+    pub fn index(&self) -> anyhow::Result<String> {
         let mut packages = String::new();
         for deb in &self.debs {
             let path = format!("pool/{}", deb.file_name());
             let (sha256, size) = Sha256::of_file(&self.dir().join(&path))?;
             writeln!(packages, "{}Filename: {path}\nSize: {size}\nSHA256: {sha256}\n", deb.control())?;
         }
-        let mut packed = flate2::GzBuilder::new().write(Vec::new(), flate2::Compression::fast());
-        packed.write_all(packages.as_bytes())?;
-        let files = [
-            ("main/binary-amd64/Packages", packages.into_bytes()),
-            ("main/binary-amd64/Packages.gz", packed.finish()?),
-        ];
+        Ok(packages)
+    }
 
+    /// Writes the index; the text of the `Release` file that is to be signed.
+    pub fn lay_out(&self, publication: &Publication, index: impl Into<Vec<u8>>) -> anyhow::Result<String> {
+        let index = index.into();
+        let mut packed = flate2::GzBuilder::new().write(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&index)?;
+        let packed = packed.finish()?;
+        self.lay_out_files(
+            publication,
+            &[("main/binary-amd64/Packages", index), ("main/binary-amd64/Packages.gz", packed)],
+        )
+    }
+
+    /// The same with these files as the suite's indexes, whatever is in them.
+    pub fn lay_out_files(&self, publication: &Publication, files: &[(&str, Vec<u8>)]) -> anyhow::Result<String> {
         let dists = self.dir().join("dists").join(&self.suite);
-        let now = Timestamp::now();
+        let made = Timestamp::now() + publication.made;
         let date = |at: Timestamp| at.strftime("%a, %d %b %Y %H:%M:%S UTC").to_string();
         let mut release =
-            format!("Origin: Fixture\nLabel: Fixture\nSuite: {0}\nCodename: {0}\nDate: {1}\n", self.suite, date(now));
+            format!("Origin: {}\nLabel: Fixture\nSuite: {1}\nCodename: {1}\n", publication.origin, self.suite);
+        writeln!(release, "Date: {}", date(made))?;
         if let Some(valid_for) = publication.valid_for {
-            writeln!(release, "Valid-Until: {}", date(now + valid_for))?;
+            writeln!(release, "Valid-Until: {}", date(made + valid_for))?;
         }
         if publication.by_hash {
             release.push_str("Acquire-By-Hash: yes\n");
         }
         release.push_str("Architectures: amd64\nComponents: main\nSHA256:\n");
-        for (path, content) in &files {
+        for (path, content) in files {
             let sha256 = Sha256::of(content);
             writeln!(release, " {sha256} {} {path}", content.len())?;
             let path = dists.join(path);
@@ -242,9 +278,7 @@ impl Archive {
             fs_err::write(&path, content)?;
             fs_err::write(dir.join("by-hash/SHA256").join(sha256.to_string()), content)?;
         }
-        let key = &self.fingerprints[usize::from(publication.second_key)];
-        let signed = self.gpg().args(["--local-user", key, "--clearsign"]).stdin_bytes(release).output()?;
-        Ok(fs_err::write(dists.join("InRelease"), signed)?)
+        Ok(release)
     }
 
     /// Writes a recipe for this archive at `url` into `<work>/fixture` and returns that directory. It pins the first key.
@@ -271,12 +305,5 @@ fingerprints = ["{fingerprint}"]
         );
         fs_err::write(dir.join("image.toml"), text)?;
         Ok(dir)
-    }
-}
-
-impl Drop for Archive {
-    fn drop(&mut self) {
-        // gpg started an agent for the keys; it would notice the missing directory only after a while.
-        let _ = Cmd::new(&GPGCONF).arg("--homedir").arg(self.gnupg.path()).args(["--kill", "gpg-agent"]).run();
     }
 }

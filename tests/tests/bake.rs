@@ -47,7 +47,7 @@ fn scratch(cache: &Cache) -> Result<tempfile::TempDir> {
 fn base(recipe: &Recipe<Locked>, cache: &Cache) -> Result<Vec<unpack::Package>> {
     let mut known: BTreeMap<String, (unpack::Package, Paragraph)> = BTreeMap::new();
     for one in &recipe.lock().packages {
-        let package = unpack::Package { path: cache.cas_path(&one.sha256), sha256: one.sha256 };
+        let package = unpack::Package { path: cache.cas_path(&one.sha256), sha256: one.sha256, identity: None };
         let paragraph = Package::open(&package.path, &package.sha256)?.control()?.paragraph;
         known.insert(one.name.clone(), (package, paragraph));
     }
@@ -119,7 +119,7 @@ fn unpacking_agrees_with_dpkg() -> Result {
     for deb in awkward() {
         let path = work.path().join(format!("debs/{}.deb", made.len()));
         deb.build(&path)?;
-        made.push(unpack::Package { sha256: Sha256::of_file(&path)?.0, path });
+        made.push(unpack::Package { sha256: Sha256::of_file(&path)?.0, path, identity: None });
     }
     let finish = |root: &Path, packages: &[unpack::Package]| -> Result<Sandbox> {
         fs_err::create_dir_all(root)?;
@@ -194,7 +194,7 @@ fn two_packages_with_the_same_file_are_refused() -> Result {
     {
         let path = work.path().join(format!("{n}.deb"));
         deb.build(&path)?;
-        packages.push(unpack::Package { sha256: Sha256::of_file(&path)?.0, path });
+        packages.push(unpack::Package { sha256: Sha256::of_file(&path)?.0, path, identity: None });
     }
     let root = work.path().join("root");
     fs_err::create_dir(&root)?;

@@ -41,7 +41,7 @@ impl Fixture {
     }
 
     fn resolve(&self) -> Result<Lock> {
-        resolve::resolve(Recipe::load(&self.image)?.image(), &self.cache, &|_| ())
+        resolve::resolve(Recipe::load(&self.image)?.image(), None, &self.cache, &|_| ())
     }
 
     fn lock(&self) -> Result<Recipe<Locked>> {

@@ -9,6 +9,7 @@ use crate::image::{Archive, Image, Url};
 
 pub mod deb822;
 pub mod host;
+pub mod keyring;
 pub mod packages;
 pub mod release;
 pub mod signature;

@@ -1,9 +1,11 @@
 //! Who signed an `InRelease` file: gpgv decides whether a signature is good, the recipe whose signature counts.
+//!
+//! This is the one place where a signature is judged. apt looks at the same files again when it resolves, but only at the
+//! copies that passed here.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
-use base64::Engine as _;
 
 use crate::problem::Problem;
 use crate::tool::{Cmd, table};
@@ -17,9 +19,10 @@ pub struct Signed {
     pub signer: String,
 }
 
-/// Verifies `inrelease` with the keys in `keyring`; at least one good signature must come from a key of `pinned` (primary
-/// fingerprints). `what` names the file for messages, `work` is a scratch directory.
+/// Verifies `inrelease` with the keys in `keyring` (binary); at least one good signature must come from a key of `pinned`
+/// (primary fingerprints). `what` names the file for messages, `work` is a scratch directory.
 pub fn verify(inrelease: &[u8], keyring: &Path, pinned: &[String], what: &str, work: &Path) -> anyhow::Result<Signed> {
+    check_frame(inrelease, what)?;
     let signed = work.join("InRelease.signed");
     let text = work.join("InRelease.text");
     fs_err::write(&signed, inrelease)?;
@@ -32,108 +35,239 @@ pub fn verify(inrelease: &[u8], keyring: &Path, pinned: &[String], what: &str, w
         .arg(&signed)
         .env("LC_ALL", "C")
         .captured()?;
-    let status = String::from_utf8_lossy(&checked.stdout).into_owned();
-    let good = good_signers(&status);
-    let signer = good.iter().find(|signer| pinned.contains(signer)).cloned();
-    let Some(signer) = signer.filter(|_| !status.contains("[GNUPG:] BADSIG")) else {
-        return Err(refusal(&status, &good, pinned, what).into());
+    let signatures = signatures(&String::from_utf8_lossy(&checked.stdout));
+    let trusted = signatures.iter().find(|one| one.verdict == Verdict::Good && pinned.contains(&one.signer));
+    let Some(trusted) = trusted.filter(|_| !signatures.iter().any(|one| one.verdict == Verdict::Altered)) else {
+        return Err(refusal(&signatures, pinned, what).into());
     };
     let text = fs_err::read_to_string(&text).context("reading what gpgv verified")?;
-    Ok(Signed { text, signer })
+    Ok(Signed { text, signer: trusted.signer.clone() })
 }
 
-/// Primary fingerprints of good signatures by keys that are neither expired nor revoked.
-fn good_signers(status: &str) -> Vec<String> {
-    let (mut signers, mut good) = (Vec::new(), false);
+const BEGIN: &str = "-----BEGIN PGP SIGNED MESSAGE-----\n";
+const SIGNATURE: &str = "\n-----BEGIN PGP SIGNATURE-----\n";
+const END: &str = "\n-----END PGP SIGNATURE-----\n";
+
+/// One signed text with one block of signatures and nothing around it: what stands outside is signed by nobody, yet a
+/// reader less careful than gpgv would take it for content.
+fn check_frame(inrelease: &[u8], what: &str) -> Result<(), Problem> {
+    let elsewhere = "use another mirror; do not work around it";
+    let Ok(text) = std::str::from_utf8(inrelease) else {
+        return Err(Problem::new("not UTF-8 text, which a Release file always is", what, elsewhere));
+    };
+    let text = text.replace("\r\n", "\n");
+    let Some((before, rest)) = text.split_once(BEGIN) else {
+        return Err(Problem::new(
+            "not signed, so nothing in it can be believed",
+            what,
+            "use a mirror that serves InRelease",
+        ));
+    };
+    if !before.trim().is_empty() {
+        return Err(Problem::new("there is text before the signed part, which nobody signed", what, elsewhere));
+    }
+    let Some((_, after)) = rest.split_once(SIGNATURE).and_then(|(_, rest)| rest.split_once(END)) else {
+        return Err(Problem::new(
+            "cut off before the end of its signature",
+            what,
+            "try again later or use another mirror",
+        ));
+    };
+    if !after.trim().is_empty() {
+        return Err(Problem::new("there is text after the signature, which nobody signed", what, elsewhere));
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    Altered,
+    KeyExpired,
+    KeyRevoked,
+    Expired,
+    KeyMissing,
+    /// Made with a hash for which other content with the same signature can be found.
+    Weak(&'static str),
+    Unknown,
+}
+
+/// One signature as gpgv sees it.
+#[derive(Debug, PartialEq, Eq)]
+struct Signature {
+    verdict: Verdict,
+    /// Primary key, full fingerprint, where gpgv knows it; else whatever it says about the key.
+    signer: String,
+}
+
+/// What gpgv's status lines (doc/DETAILS of GnuPG) say, signature by signature.
+fn signatures(status: &str) -> Vec<Signature> {
+    let mut all: Vec<Signature> = Vec::new();
     for line in status.lines().filter_map(|line| line.strip_prefix("[GNUPG:] ")) {
         let words: Vec<&str> = line.split(' ').collect();
-        match words[0] {
-            "NEWSIG" => good = false,
-            "GOODSIG" => good = true,
-            // The last word is the primary key, the first the (sub)key that signed.
-            "VALIDSIG" if good => signers.extend(words.last().map(|word| (*word).to_owned())),
+        if words[0] == "NEWSIG" {
+            all.push(Signature { verdict: Verdict::Unknown, signer: String::new() });
+        }
+        let Some(one) = all.last_mut() else { continue };
+        match (words[0], &words[1..]) {
+            ("KEY_CONSIDERED", [primary, ..]) => (*primary).clone_into(&mut one.signer),
+            ("GOODSIG", _) => one.verdict = Verdict::Good,
+            ("BADSIG", _) => one.verdict = Verdict::Altered,
+            ("EXPSIG", _) => one.verdict = Verdict::Expired,
+            ("EXPKEYSIG", _) => one.verdict = Verdict::KeyExpired,
+            ("REVKEYSIG", _) => one.verdict = Verdict::KeyRevoked,
+            ("VALIDSIG", [_, _, _, _, _, _, _, hash, .., primary]) => {
+                (*primary).clone_into(&mut one.signer);
+                if let Some(hash) = weak(hash) {
+                    one.verdict = Verdict::Weak(hash);
+                }
+            }
+            ("ERRSIG", [_, _, hash, _, _, reason, key @ ..]) => {
+                key.last().iter().for_each(|key| (**key).clone_into(&mut one.signer));
+                one.verdict = match (weak(hash), *reason) {
+                    (Some(hash), _) => Verdict::Weak(hash),
+                    // GPG_ERR_NO_PUBKEY
+                    (None, "9") => Verdict::KeyMissing,
+                    (None, _) => Verdict::Unknown,
+                };
+            }
             _ => {}
         }
     }
-    signers
+    all
 }
 
-fn refusal(status: &str, good: &[String], pinned: &[String], what: &str) -> Problem {
-    let pinned = pinned.join(", ");
-    if status.contains("[GNUPG:] BADSIG") {
+/// Names the hashes (RFC 9580, section 9.5) that must not be trusted; one that is not known is not either.
+fn weak(id: &str) -> Option<&'static str> {
+    match id {
+        "8" | "9" | "10" | "12" | "14" => None,
+        "1" => Some("MD5"),
+        "2" => Some("SHA-1"),
+        "3" => Some("RIPEMD-160"),
+        "11" => Some("SHA-224"),
+        _ => Some("an unknown hash"),
+    }
+}
+
+fn refusal(signatures: &[Signature], pinned: &[String], what: &str) -> Problem {
+    let names = pinned.join(", ");
+    let signers = |verdict: Verdict| {
+        let of = signatures.iter().filter(|one| one.verdict == verdict).map(|one| one.signer.as_str());
+        of.collect::<Vec<_>>().join(", ")
+    };
+    let good = signers(Verdict::Good);
+    let keys = "update the keyring's package, or correct `key` and `fingerprints` in image.toml";
+    let ours = signatures.iter().find(|one| pinned.contains(&one.signer));
+    // A signature of a pinned key says more about what is wrong than a stranger's does.
+    let Some(told) = ours.or_else(|| signatures.iter().find(|one| one.verdict != Verdict::Good)).or(signatures.first())
+    else {
         return Problem::new(
+            "there is no signature in its signature block",
+            what,
+            "use another mirror; do not work around it",
+        );
+    };
+    let besides = match (ours.is_some(), good.is_empty()) {
+        (true, false) => format!("; besides it is signed by {good}, which the recipe does not pin"),
+        (false, false) if told.verdict != Verdict::Altered => {
+            return Problem::new(
+                format!("signed by {good}, the recipe pins {names}"),
+                what,
+                "compare the fingerprints with the ones the archive publishes, then correct `fingerprints` in image.toml",
+            );
+        }
+        _ => String::new(),
+    };
+    let signer = &told.signer;
+    match told.verdict {
+        Verdict::Altered if !besides.is_empty() => Problem::new(
+            format!("the signature of the pinned key {signer} is of other content{besides}"),
+            what,
+            "use another mirror; do not work around it",
+        ),
+        Verdict::Altered => Problem::new(
             "the signature does not match the content: the file was altered or is incomplete",
             what,
             "try again later or use another mirror; do not work around it",
-        );
-    }
-    if !good.is_empty() {
-        return Problem::new(
-            format!("signed by {}, the recipe pins {pinned}", good.join(", ")),
-            what,
-            "compare the fingerprints with the ones the archive publishes, then correct `fingerprints` in image.toml",
-        );
-    }
-    let trouble = [
-        ("EXPKEYSIG", "signed by a key that has expired"),
-        ("REVKEYSIG", "signed by a key that was revoked"),
-        ("EXPSIG", "signed, but the signature has expired"),
-        ("NO_PUBKEY", "signed by a key that is not in the keyring"),
-    ];
-    match trouble.iter().find(|(word, _)| status.contains(&format!("[GNUPG:] {word}"))) {
-        Some((_, trouble)) => Problem::new(
-            format!("{trouble}; the recipe pins {pinned}"),
-            what,
-            "update the keyring's package, or correct `key` and `fingerprints` in image.toml",
         ),
-        None => {
-            Problem::new("not signed, so nothing in it can be believed", what, "use a mirror that serves InRelease")
-        }
+        // A pinned key's signature is good, another one's is not.
+        Verdict::Good => Problem::new(
+            format!("the signature of {} does not match the content", signers(Verdict::Altered)),
+            what,
+            "use another mirror; do not work around it",
+        ),
+        Verdict::KeyExpired => Problem::new(
+            format!("signed by {signer}, a key that has expired; the recipe pins {names}{besides}"),
+            what,
+            keys,
+        ),
+        Verdict::KeyRevoked => Problem::new(
+            format!("signed by {signer}, a key that was revoked; the recipe pins {names}{besides}"),
+            what,
+            "take the archive's new key from its owner and pin that; a revoked key may be in other hands",
+        ),
+        Verdict::Expired => Problem::new(
+            format!("signed by {signer}, but the signature has expired{besides}"),
+            what,
+            "use a mirror that is kept up to date",
+        ),
+        Verdict::KeyMissing => Problem::new(
+            format!("signed by a key that is not in the keyring ({signer}); the recipe pins {names}{besides}"),
+            what,
+            keys,
+        ),
+        Verdict::Weak(hash) => Problem::new(
+            format!("signed with {hash}, for which other content with the same signature can be made{besides}"),
+            what,
+            "ask the archive's owner to sign with SHA-256 or better; there is no safe way to use it as it is",
+        ),
+        Verdict::Unknown => Problem::new(
+            format!("gpgv cannot judge the signature{besides}"),
+            what,
+            "use another mirror, or report this",
+        ),
     }
-}
-
-/// gpgv reads binary keyrings only; an armoured one is decoded into `work`.
-pub fn binary_keyring(path: &Path, work: &Path) -> anyhow::Result<PathBuf> {
-    let bytes = fs_err::read(path)?;
-    if !bytes.starts_with(b"-----BEGIN PGP") {
-        return Ok(path.to_owned());
-    }
-    let text = String::from_utf8(bytes).with_context(|| format!("reading {}", path.display()))?;
-    let mut binary = Vec::new();
-    for block in text.split("-----BEGIN PGP PUBLIC KEY BLOCK-----").skip(1) {
-        let body = block.split("-----END").next().unwrap_or_default().replace('\r', "");
-        let data = body.split_once("\n\n").map_or(body.as_str(), |(_, data)| data);
-        let lines: String = data.lines().filter(|line| !line.starts_with('=')).map(str::trim).collect();
-        let engine = base64::engine::general_purpose::STANDARD;
-        binary.extend(engine.decode(lines).with_context(|| format!("decoding {}", path.display()))?);
-    }
-    let name = path.file_name().map_or_else(|| "keyring".into(), |name| name.to_string_lossy());
-    let decoded = work.join(format!("{name}.gpg"));
-    fs_err::write(&decoded, binary)?;
-    Ok(decoded)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const STATUS: &str = "[GNUPG:] NEWSIG\n[GNUPG:] GOODSIG 6ED0 a\n[GNUPG:] VALIDSIG 4CB5 2026-11-21 1 0 4 0 1 8 01 B8B8\n\
+    const STATUS: &str = "[GNUPG:] NEWSIG\n[GNUPG:] KEY_CONSIDERED B8B8 0\n[GNUPG:] GOODSIG 6ED0 a\n\
+        [GNUPG:] VALIDSIG 4CB5 2026-11-21 1 0 4 0 1 8 01 B8B8\n\
         [GNUPG:] NEWSIG\n[GNUPG:] EXPKEYSIG 78DB b\n[GNUPG:] VALIDSIG B8E5 2026-11-21 1 0 4 0 1 8 01 04B5\n";
 
-    #[test]
-    fn only_good_signatures_count_and_by_their_primary_key() {
-        assert_eq!(good_signers(STATUS), ["B8B8"]);
+    fn told(status: &str, pinned: &str) -> String {
+        refusal(&signatures(status), &[pinned.to_owned()], "x").what
     }
 
     #[test]
-    fn a_refusal_tells_a_wrong_key_from_an_altered_file() {
-        let pinned = ["04B5".to_owned()];
-        assert!(
-            refusal(STATUS, &good_signers(STATUS), &pinned, "x")
-                .what
-                .starts_with("signed by B8B8, the recipe pins 04B5")
-        );
-        assert!(refusal("[GNUPG:] BADSIG 1 a\n", &[], &pinned, "x").what.contains("altered"));
-        assert!(refusal("", &[], &pinned, "x").what.contains("not signed"));
+    fn only_good_signatures_count_and_by_their_primary_key() {
+        let found = signatures(STATUS);
+        let of = |n: usize| (found[n].verdict, found[n].signer.as_str());
+        assert_eq!([of(0), of(1)], [(Verdict::Good, "B8B8"), (Verdict::KeyExpired, "04B5")]);
+        let sha1 = STATUS.replace(" 8 01 B8B8", " 2 01 B8B8");
+        assert_eq!(signatures(&sha1)[0].verdict, Verdict::Weak("SHA-1"));
+    }
+
+    #[test]
+    fn a_refusal_says_most_about_the_pinned_key() {
+        assert!(told(STATUS, "04B5").starts_with("signed by 04B5, a key that has expired"), "{}", told(STATUS, "04B5"));
+        assert!(told(STATUS, "04B5").ends_with("besides it is signed by B8B8, which the recipe does not pin"));
+        assert_eq!(told(STATUS, "FFFF"), "signed by B8B8, the recipe pins FFFF");
+        assert!(told("[GNUPG:] NEWSIG\n[GNUPG:] BADSIG 1 a\n", "04B5").contains("altered"));
+        assert!(told("", "04B5").contains("no signature"));
+    }
+
+    #[test]
+    fn nothing_may_stand_around_the_signed_text() {
+        let good = format!("{BEGIN}Hash: SHA512\n\nOrigin: x{SIGNATURE}\nabc{END}");
+        assert_eq!(check_frame(good.as_bytes(), "x"), Ok(()));
+        let what = |text: String| check_frame(text.as_bytes(), "x").unwrap_err().what;
+        assert!(what(format!("Origin: y\n{good}")).contains("before"));
+        assert!(what(format!("{good}Origin: y\n")).contains("after"));
+        assert!(what(format!("{good}{good}")).contains("after"));
+        assert!(what(good.replace(END, "")).contains("cut off"));
+        assert!(what("Origin: x\n".to_owned()).contains("not signed"));
     }
 }

@@ -132,7 +132,11 @@ fn make(
     let packages: Vec<unpack::Package> = lock
         .packages
         .iter()
-        .map(|package| unpack::Package { path: cache.cas_path(&package.sha256), sha256: package.sha256 })
+        .map(|package| unpack::Package {
+            path: cache.cas_path(&package.sha256),
+            sha256: package.sha256,
+            identity: Some(package.identity()),
+        })
         .collect();
     let sandbox = Sandbox::new(&root, lock.source_date_epoch);
     let filter = Filter::config(&image.path_excludes, &image.path_includes);

@@ -64,7 +64,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     }
 
     let cache = Cache::open(ui.cache_dir())?;
-    let new = resolve_shown(&recipe, &cache, ui)?;
+    let new = resolve_shown(&recipe, old.as_ref(), &cache, ui)?;
     let drift = old.as_ref().map_or(Vec::new(), |old| relock::drift(old, &new));
     drift.iter().for_each(|drift| ui.say(format!("  {drift}")));
     let place = if args.relock { cache.relock_path(&name) } else { file };
@@ -72,10 +72,10 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     outcome(&new, &place, written, args.relock, &drift)
 }
 
-fn resolve_shown(recipe: &Recipe<Unlocked>, cache: &Cache, ui: &Ui) -> anyhow::Result<Lock> {
+fn resolve_shown(recipe: &Recipe<Unlocked>, old: Option<&Lock>, cache: &Cache, ui: &Ui) -> anyhow::Result<Lock> {
     let _alone = cache.lock(&format!("lock-{}", recipe.image().name), || ui.note("waiting for another pgkiln …"))?;
     let step = ui.step(format!("lock {}", recipe.image().name));
-    let lock = resolve::resolve(recipe.image(), cache, &|event| show(&step, &event))?;
+    let lock = resolve::resolve(recipe.image(), old, cache, &|event| show(&step, &event))?;
     step.done_with(format!("{} packages", lock.packages.len()));
     Ok(lock)
 }

@@ -109,7 +109,7 @@ fn look(image: &Image, lock: Option<&Lock>, packages: bool) -> Shown {
             from_host: bases.from_host,
             suites: archive.suites.clone(),
             components: archive.components.clone(),
-            key: archive.key.value.display().to_string(),
+            key: archive.key.value.to_string(),
             fingerprints: archive.fingerprints.clone(),
         }
     });

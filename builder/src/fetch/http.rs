@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use reqwest::StatusCode;
+use reqwest::redirect::Policy;
 
 use crate::problem::Problem;
 
 /// To connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// More than any address needs.
+const MAX_REDIRECTS: usize = 5;
 /// Without a single byte arriving.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -62,6 +65,10 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new() -> anyhow::Result<Self> {
+        Self::with(|client| client)
+    }
+
+    fn with(more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> anyhow::Result<Self> {
         // Fails only if a provider is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime =
@@ -69,9 +76,8 @@ impl Connection {
         let client = reqwest::Client::builder()
             .user_agent(concat!("pgkiln/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(STALL_TIMEOUT)
-            .build()
-            .context("setting up the HTTP client")?;
+            .read_timeout(STALL_TIMEOUT);
+        let client = more(client).build().context("setting up the HTTP client")?;
         Ok(Self { runtime, client })
     }
 }
@@ -96,6 +102,29 @@ pub(super) fn check_status(status: StatusCode, what: &str, url: &str) -> Result<
         StatusCode::NOT_FOUND | StatusCode::GONE => Err(Failure::gone(what, url)),
         status => Err(Failure::unreachable(&format!("it answers {status}"), url)),
     }
+}
+
+/// An address led away from https.
+#[derive(Debug, thiserror::Error)]
+#[error("it is redirected to the unprotected address {0}")]
+struct Unprotected(String);
+
+/// A key: nothing signs it, so every step of the way must be https; whoever asks compares fingerprints as well.
+pub fn get_key(url: &str, what: &str, limit: u64) -> anyhow::Result<Vec<u8>> {
+    let policy = Policy::custom(|attempt| match attempt.url().scheme() {
+        "https" if attempt.previous().len() > MAX_REDIRECTS => attempt.error("it is redirected without end"),
+        "https" => attempt.follow(),
+        _ => {
+            let to = attempt.url().to_string();
+            attempt.error(Unprotected(to))
+        }
+    });
+    let connection = Connection::with(|client| client.redirect(policy).https_only(true))?;
+    let got = connection.runtime.block_on(get_once(&connection.client, url, what, limit));
+    got.map_err(|Failure { problem, .. }| {
+        let remedy = "a key must come over https all the way; correct `key` in image.toml, or give a file there";
+        Problem::new(format!("{what} was not taken: {}", problem.what), url, remedy).into()
+    })
 }
 
 /// A small file whose digest nobody knows in advance (`InRelease`), from the first base URL that has it.

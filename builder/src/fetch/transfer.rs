@@ -14,6 +14,8 @@ use super::Item;
 use super::http::{self, Connection, Failure, FailureKind};
 use crate::cache::Cache;
 use crate::digest::Hasher;
+use crate::problem::Problem;
+use crate::unpack::deb::Deb;
 
 /// How often a transfer is tried at one address.
 pub(super) const ATTEMPTS: u32 = 4;
@@ -56,6 +58,10 @@ pub(super) fn download(
             match tried.context("writing to the cache")? {
                 Ok(false) => return Ok(()),
                 Ok(true) => {
+                    if let Err(error) = check_identity(item, &partial, &url) {
+                        let _ = fs_err::remove_file(&partial);
+                        return Err(error);
+                    }
                     cache.admit(&item.sha256, &partial)?;
                     return Ok(());
                 }
@@ -84,6 +90,16 @@ pub(super) fn download(
         let _ = fs_err::remove_file(&partial);
     }
     Err(last.with_context(|| format!("there is no address to fetch {} from", item.name))?.into())
+}
+
+/// A package has the promised content; whether it is the promised package only it can say.
+pub(super) fn check_identity(item: &Item, file: &Path, place: &str) -> anyhow::Result<()> {
+    let Some(identity) = &item.identity else { return Ok(()) };
+    let control = Deb::open(file, &item.sha256).and_then(|deb| deb.control()).map_err(|error| {
+        let what = format!("{} is not a Debian package: {}", item.name, error.root_cause());
+        Problem::new(what, place, "the file was not used; tell the archive's owner, or use another archive")
+    })?;
+    Ok(control.check_identity(identity, place)?)
 }
 
 /// Opens the collecting file, alone among processes.

@@ -72,12 +72,34 @@ pub struct Archive {
     pub suites: Vec<String>,
     /// Components used (`main`).
     pub components: Vec<String>,
-    /// Keyring with the signing keys, armoured or not.
-    pub key: Located<PathBuf>,
+    /// Where the signing keys are.
+    pub key: Located<Key>,
     /// Primary keys, one of which must have signed; full fingerprints.
     pub fingerprints: Vec<String>,
+    /// `Origin` its suites must state: tells archives apart that the same key signs.
+    pub origin: Option<String>,
+    /// `Label` its suites must state.
+    pub label: Option<String>,
     /// apt pin priority of all its packages, if not the default of 500.
     pub priority: Option<i64>,
+}
+
+/// Where the keys of an archive are; armoured or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// A keyring on this host, of a keyring package or beside the recipe; it may have more keys than are pinned.
+    File(PathBuf),
+    /// An https address; what it serves must be the pinned keys and nothing else.
+    Url(String),
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Url(url) => f.write_str(url),
+        }
+    }
 }
 
 /// Where an archive is.
@@ -196,6 +218,10 @@ impl Image {
             fingerprints: &'a [String],
             priority: Option<i64>,
             snapshot: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            origin: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            label: Option<&'a str>,
         }
         let archives = self.archives.iter().map(|archive| Source {
             id: &archive.id,
@@ -204,6 +230,8 @@ impl Image {
             fingerprints: &archive.fingerprints,
             priority: archive.priority,
             snapshot: archive.url.snapshot(),
+            origin: archive.origin.as_deref(),
+            label: archive.label.as_deref(),
         });
         let resolution = Resolution {
             distribution: self.distribution.id,

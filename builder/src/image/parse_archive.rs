@@ -1,10 +1,10 @@
 //! The `[archives.…]` sections of a recipe.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::distribution::Distribution;
 use super::document::Table;
-use super::{Archive, Located, Url};
+use super::{Archive, Key, Located, Url};
 
 pub(super) fn archives(all: &Table<'_, '_>, distribution: Option<&'static Distribution>, file: &Path) -> Vec<Archive> {
     let tables = all.named_tables();
@@ -36,9 +36,10 @@ fn archive(
     let fingerprints = list("fingerprints", "[\"…40 hexadecimal digits…\"]");
     let fingerprints = fingerprints.into_iter().filter_map(|found| fingerprint(&table, found)).collect();
     let priority = table.integer("priority").map(|priority| priority.value);
+    let [origin, label] = ["origin", "label"].map(|key| table.text(key).map(|found| found.value));
     let line = table.line;
     table.finish();
-    Some(Archive { id, line, url: url?, suites, components, key: key?, fingerprints, priority })
+    Some(Archive { id, line, url: url?, suites, components, key: key?, fingerprints, origin, label, priority })
 }
 
 /// Either `url` or `snapshot` says where the archive is.
@@ -88,16 +89,23 @@ fn must_be_official(id: &str, table: &Table<'_, '_>, line: usize, distribution: 
 }
 
 /// A relative path is beside the recipe; without one, the table's keyring is meant.
-fn key(table: &Table<'_, '_>, default: Option<&str>, known: bool, file: &Path) -> Option<Located<PathBuf>> {
-    if let Some(key) = table.text("key") {
+fn key(table: &Table<'_, '_>, default: Option<&str>, known: bool, file: &Path) -> Option<Located<Key>> {
+    if let Some(Located { value, line }) = table.text("key") {
+        if value.contains("://") {
+            if !value.starts_with("https://") {
+                let what = format!("the key would come over an unprotected connection: `{value}`");
+                table.problem(line, what, "give an https URL, or the path of a file");
+            }
+            return Some(Located { value: Key::Url(value), line });
+        }
         let dir = file.parent().unwrap_or(Path::new(""));
-        return Some(Located { value: dir.join(key.value), line: key.line });
+        return Some(Located { value: Key::File(dir.join(value)), line });
     }
     // Of an unknown distribution nobody knows the keyring; that was reported.
     if default.is_none() && known && !table.has("key") {
         table.missing("key", "\"/usr/share/keyrings/….gpg\"");
     }
-    Some(Located { value: default?.into(), line: table.line })
+    Some(Located { value: Key::File(default?.into()), line: table.line })
 }
 
 fn fingerprint(table: &Table<'_, '_>, found: Located<String>) -> Option<String> {

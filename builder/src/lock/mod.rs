@@ -15,11 +15,15 @@ use crate::digest::Sha256;
 use crate::fetch::Item;
 use crate::image::Image;
 use crate::problem::Problem;
+use crate::unpack::deb::Identity;
 
+mod keys;
 pub mod relock;
 mod render;
 pub mod resolve;
+mod seen;
 pub mod stale;
+mod verify;
 
 /// The version of the format.
 pub const SCHEMA: u32 = 1;
@@ -86,6 +90,13 @@ pub struct Package {
     pub size: u64,
     /// Digest of the `.deb`.
     pub sha256: Sha256,
+}
+
+impl Package {
+    /// What the package must say about itself.
+    pub fn identity(&self) -> Identity {
+        Identity { name: self.name.clone(), version: self.version.clone(), arch: self.arch.clone() }
+    }
 }
 
 impl Lock {
@@ -220,6 +231,7 @@ impl Recipe<Locked> {
             path: package.path.clone(),
             size: package.size,
             sha256: package.sha256,
+            identity: Some(package.identity()),
         };
         self.lock().packages.iter().map(item).collect()
     }

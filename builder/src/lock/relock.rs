@@ -54,7 +54,7 @@ pub struct Relocked {
 
 /// Resolves anew into the cache and fetches nothing yet.
 pub fn relock(recipe: Recipe<Locked>, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Relocked> {
-    let new = resolve::resolve(recipe.image(), cache, report)?;
+    let new = resolve::resolve(recipe.image(), Some(recipe.lock()), cache, report)?;
     new.write_if_changed(&cache.relock_path(&recipe.image().name))?;
     replaced(recipe, new)
 }

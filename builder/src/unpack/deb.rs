@@ -20,6 +20,17 @@ pub struct Deb {
     data: Member,
 }
 
+/// What a package is called; a lock and the package itself must agree on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Package name.
+    pub name: String,
+    /// Version with epoch.
+    pub version: String,
+    /// `amd64`, `all`, …
+    pub arch: String,
+}
+
 /// Position and compression of one tar member inside the archive.
 #[derive(Debug, Clone)]
 struct Member {
@@ -38,6 +49,24 @@ pub struct Control {
 }
 
 impl Control {
+    /// Refuses a package that says it is another than the one that was promised.
+    pub fn check_identity(&self, promised: &Identity, place: &str) -> Result<(), Problem> {
+        let Identity { name, version, arch } = promised;
+        for (field, promised) in [("Package", name), ("Version", version), ("Architecture", arch)] {
+            let found = self.paragraph.get(field).trim();
+            if found != promised {
+                return Err(Problem::new(
+                    format!(
+                        "package {name} {version} is not what the index says: its {field} is `{found}`, not `{promised}`"
+                    ),
+                    place,
+                    "the file was not used; the archive contradicts itself: tell its owner, or use another archive",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Text of a control file; empty if the package has none of that name.
     pub fn text(&self, name: &str) -> String {
         self.files.get(name).map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default()

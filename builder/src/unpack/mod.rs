@@ -47,6 +47,8 @@ pub struct Package {
     pub path: PathBuf,
     /// SHA-256 the lock names.
     pub sha256: Sha256,
+    /// What the lock says it is; `None` for a package that no lock names.
+    pub identity: Option<deb::Identity>,
 }
 
 /// A package with what its control archive says.
@@ -76,6 +78,9 @@ pub fn unpack(
 ) -> anyhow::Result<()> {
     let known = parallel(packages, |package| {
         let control = Deb::open(&package.path, &package.sha256)?.control()?;
+        if let Some(identity) = &package.identity {
+            control.check_identity(identity, &package.path.display().to_string())?;
+        }
         let conffiles = control.conffiles().into_iter().collect();
         let size = fs_err::metadata(&package.path)?.len();
         Ok(Known { package: package.clone(), control, conffiles, size })
