@@ -32,7 +32,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let work = work::Work::create(&cache)?;
 
     let step = steps.start("fetch");
-    let ([recipe, tools], relocked) = outputs::fetch(recipes, options.relock, &cache, &step)?;
+    let ([recipe, tools], relocked) = outputs::fetch(recipes, options, &cache, &step)?;
     let (image, lock) = (recipe.image(), recipe.lock());
     step.done();
 

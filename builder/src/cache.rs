@@ -1,7 +1,7 @@
 //! The one place on the host where pgkiln keeps what it can fetch or make again.
 //!
 //! ```text
-//! <cache>/cas/sha256/ab/ab12…   files by content: packages and package indexes, 0644, complete by construction
+//! <cache>/cas/sha256/ab/ab12…   files by content: packages, indexes, InRelease files, 0644, complete by construction
 //! <cache>/partial/ab12…         downloads under way, resumed by the next run
 //! <cache>/relock/<image>.lock   locks resolved anew by --relock (the source tree is never edited)
 //! <cache>/seen/<image>.json     how recent every archive was when it was last believed
@@ -119,6 +119,15 @@ impl Cache {
         fs::set_permissions(from, std::fs::Permissions::from_mode(0o644))?;
         fs::rename(from, &to)?;
         Ok(to)
+    }
+
+    /// Takes a file that was checked before.
+    pub(crate) fn put(&self, bytes: &[u8]) -> anyhow::Result<Sha256> {
+        let digest = Sha256::of(bytes);
+        let temporary = tempfile::NamedTempFile::new_in(self.root.join("work"))?;
+        fs::write(temporary.path(), bytes)?;
+        self.admit(&digest, &temporary.into_temp_path().keep().context("keeping a cached file")?)?;
+        Ok(digest)
     }
 
     /// Where the lock resolved anew for this image is kept.

@@ -17,6 +17,7 @@ mod http;
 mod transfer;
 
 pub use http::{Failure, FailureKind, get, get_key};
+pub use transfer::admit_copy;
 
 /// Downloads at a time: enough to hide a mirror's latency, few enough to be a polite client.
 const CONNECTIONS: usize = 6;

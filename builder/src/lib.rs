@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod problem;
 pub mod progress;
 pub mod sandbox;
+pub mod store;
 pub mod strict;
 pub mod tool;
 pub mod unpack;

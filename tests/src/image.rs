@@ -36,6 +36,7 @@ pub fn bake(ui: &Ui) -> anyhow::Result<(PathBuf, PathBuf)> {
         agent: None,
         fresh: false,
         relock: true,
+        from: None,
     };
     let baked = bake::bake(&options, ui).context("baking the image the tests boot")?;
     if baked.relocked {

@@ -41,7 +41,7 @@ impl Fixture {
     }
 
     fn resolve(&self) -> Result<Lock> {
-        resolve::resolve(Recipe::load(&self.image)?.image(), None, &self.cache, &|_| ())
+        Ok(resolve::resolve(Recipe::load(&self.image)?.image(), None, &[], &self.cache, &|_| ())?.lock)
     }
 
     fn lock(&self) -> Result<Recipe<Locked>> {

@@ -43,8 +43,9 @@ pub struct Chosen {
 }
 
 impl Solver {
-    /// Sets apt up in `dir` and lets it read the indexes of `sources`.
-    pub fn new(dir: &Path, architecture: &str, sources: &[Source<'_>]) -> anyhow::Result<Self> {
+    /// Sets apt up in `dir` and lets it read the indexes of `sources`. Of the `held` packages it takes these versions, if
+    /// there are any.
+    pub fn new(dir: &Path, architecture: &str, sources: &[Source<'_>], held: &[(&str, &str)]) -> anyhow::Result<Self> {
         for sub in
             ["etc/apt.conf.d", "etc/preferences.d", "etc/trusted.gpg.d", "lists/partial", "cache/archives/partial"]
         {
@@ -59,6 +60,9 @@ impl Solver {
             if let Some((pin, priority)) = &source.pin {
                 writeln!(preferences, "Package: *\nPin: {pin}\nPin-Priority: {priority}\n")?;
             }
+        }
+        for (name, version) in held {
+            writeln!(preferences, "Package: {name}\nPin: version {version}\nPin-Priority: 1001\n")?;
         }
         fs_err::write(dir.join("etc/sources.list"), list)?;
         fs_err::write(dir.join("etc/preferences"), preferences)?;

@@ -22,6 +22,8 @@ pub struct Options {
     pub fresh: bool,
     /// Where the archive lost a locked package, resolve anew into the cache and say so.
     pub relock: bool,
+    /// A store to take all packages from, without any network.
+    pub from: Option<PathBuf>,
 }
 
 /// A finished image.

@@ -5,31 +5,39 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::Options;
 use crate::cache::Cache;
 use crate::cli::lock::show;
 use crate::digest::Sha256;
 use crate::fetch;
-use crate::lock::relock;
 use crate::lock::{Locked, Recipe};
+use crate::lock::{moved, relock};
 use crate::manifest::{Manifest, Output};
 use crate::progress::Step;
+use crate::store::Store;
 
-/// Has all packages of the recipes in the cache; with `relock` a lock the archive no longer serves is resolved anew (then the
-/// second value is true).
+/// Has all packages of the recipes in the cache: from a store if one is given, else from the archives; with `relock` a lock the
+/// archive no longer serves is resolved anew (then the second value is true).
 pub(super) fn fetch<const N: usize>(
     recipes: [Recipe<Locked>; N],
-    may_relock: bool,
+    options: &Options,
     cache: &Cache,
     step: &Step<'_>,
 ) -> anyhow::Result<([Recipe<Locked>; N], bool)> {
     let mut relocked = false;
     let fetch = |recipe: Recipe<Locked>| {
-        if may_relock {
+        if let Some(store) = &options.from {
+            Store::open(store)?.fetch(&recipe.items(), cache)?;
+            return Ok(recipe);
+        }
+        if options.relock {
             let done = relock::fetch_or_relock(recipe, cache, &|event| show(step, &event))?;
             relocked |= done.relocked;
             return Ok(done.recipe);
         }
-        fetch::fetch(&recipe.items(), cache, &|event| show(step, &event))?;
+        let report = |event: fetch::Event<'_>| show(step, &event);
+        fetch::fetch(&recipe.items(), cache, &report)
+            .map_err(|error| moved::explain(error, &recipe, cache, &report))?;
         Ok(recipe)
     };
     let done = recipes.into_iter().map(fetch).collect::<anyhow::Result<Vec<_>>>()?;

@@ -28,6 +28,9 @@ pub struct Args {
     /// If the archive no longer has a locked package, resolve anew into the cache and say so
     #[arg(long)]
     relock: bool,
+    /// Take every package from this store (`pgkiln fetch IMAGE --to DIR`); no network is used
+    #[arg(long, value_name = "DIR", conflicts_with = "relock")]
+    from: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -40,6 +43,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         agent: args.agent,
         fresh: args.fresh,
         relock: args.relock,
+        from: args.from,
     };
     let baked = bake::bake(&options, ui)?;
     if baked.relocked {

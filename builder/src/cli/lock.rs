@@ -6,16 +6,23 @@ use serde::Serialize;
 
 use crate::cache::Cache;
 use crate::fetch::Event;
+use crate::image::Image;
 use crate::lock::relock::{self, Drift};
-use crate::lock::{Lock, Recipe, Unlocked, resolve};
+use crate::lock::resolve::{self, Resolved};
+use crate::lock::{Lock, Recipe, Unlocked, stale};
+use crate::problem::Problem;
 use crate::progress::{Step, Ui, size};
+use crate::strict::suggestion;
 
 /// What to lock, and where the result goes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Directory of the image (images/debian-13)
     image: PathBuf,
-    /// Resolve anew although the lock still satisfies the recipe
+    /// With --update: only these components or packages may move [default: everything]
+    #[arg(value_name = "COMPONENT", requires = "update")]
+    components: Vec<String>,
+    /// Resolve anew although the lock still satisfies the recipe, and show what changes
     #[arg(long, conflicts_with_all = ["check", "relock"])]
     update: bool,
     /// Only say whether the lock satisfies the recipe; change nothing, use no network
@@ -57,27 +64,65 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     }
     let old = Lock::load(&file)?;
     if let Some(old) = old.as_ref().filter(|_| !args.update && !args.relock)
-        && crate::lock::stale::reasons(recipe.image(), old).is_empty()
+        && stale::reasons(recipe.image(), old).is_empty()
     {
         ui.say("the lock satisfies the recipe; `--update` takes newer packages");
         return outcome(old, &file, false, false, &[]);
     }
 
     let cache = Cache::open(ui.cache_dir())?;
-    let new = resolve_shown(&recipe, old.as_ref(), &cache, ui)?;
-    let drift = old.as_ref().map_or(Vec::new(), |old| relock::drift(old, &new));
+    let moving = moving(recipe.image(), old.as_ref(), &args.components)?;
+    let resolved = resolve_shown(&recipe, old.as_ref(), &moving, &cache, ui)?;
+    let mut drift = old.as_ref().map_or(Vec::new(), |old| relock::drift(old, &resolved.lock));
+    for added in drift.iter_mut().filter(|drift| drift.old.is_none()) {
+        added.pulled_by = resolved.pulled_by(&added.package);
+    }
+    let new = resolved.lock;
     drift.iter().for_each(|drift| ui.say(format!("  {drift}")));
     let place = if args.relock { cache.relock_path(&name) } else { file };
     let written = new.write_if_changed(&place)?;
     outcome(&new, &place, written, args.relock, &drift)
 }
 
-fn resolve_shown(recipe: &Recipe<Unlocked>, old: Option<&Lock>, cache: &Cache, ui: &Ui) -> anyhow::Result<Lock> {
+/// The packages that may move: a component stands for its package.
+fn moving(image: &Image, old: Option<&Lock>, names: &[String]) -> anyhow::Result<Vec<String>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let file = image.lock_file().display().to_string();
+    let Some(old) = old else {
+        let remedy = format!("run `pgkiln lock {}` first", image.dir().display());
+        return Err(Problem::new("there is no lock yet in which something could move alone", file, remedy).into());
+    };
+    let reasons = stale::reasons(image, old);
+    if !reasons.is_empty() {
+        let mut problem = stale::problem(image, &reasons);
+        problem.remedy = format!("run `pgkiln lock --update {}` without components first", image.dir().display());
+        return Err(problem.into());
+    }
+    let package = |name: &String| {
+        let component = image.components.get(name).map(|component| component.package.value.clone());
+        component.or_else(|| old.package(name).map(|package| package.name.clone())).ok_or_else(|| {
+            let known: Vec<&str> = image.components.keys().map(String::as_str).collect();
+            let remedy = suggestion(name, &known, "component");
+            Problem::new(format!("`{name}` is neither a component nor a locked package"), &file, remedy).into()
+        })
+    };
+    names.iter().map(package).collect()
+}
+
+fn resolve_shown(
+    recipe: &Recipe<Unlocked>,
+    old: Option<&Lock>,
+    moving: &[String],
+    cache: &Cache,
+    ui: &Ui,
+) -> anyhow::Result<Resolved> {
     let _alone = cache.lock(&format!("lock-{}", recipe.image().name), || ui.note("waiting for another pgkiln …"))?;
     let step = ui.step(format!("lock {}", recipe.image().name));
-    let lock = resolve::resolve(recipe.image(), old, cache, &|event| show(&step, &event))?;
-    step.done_with(format!("{} packages", lock.packages.len()));
-    Ok(lock)
+    let resolved = resolve::resolve(recipe.image(), old, moving, cache, &|event| show(&step, &event))?;
+    step.done_with(format!("{} packages", resolved.lock.packages.len()));
+    Ok(resolved)
 }
 
 /// Shows a download in a step.

@@ -169,6 +169,7 @@ fn bake_options(image: &Path, ui: &Ui) -> bake::Options {
         agent: None,
         fresh: false,
         relock: true,
+        from: None,
     }
 }
 

@@ -13,7 +13,7 @@ use reqwest::{StatusCode, header};
 use super::Item;
 use super::http::{self, Connection, Failure, FailureKind};
 use crate::cache::Cache;
-use crate::digest::Hasher;
+use crate::digest::{Hasher, Sha256};
 use crate::problem::Problem;
 use crate::unpack::deb::Deb;
 
@@ -90,6 +90,25 @@ pub(super) fn download(
         let _ = fs_err::remove_file(&partial);
     }
     Err(last.with_context(|| format!("there is no address to fetch {} from", item.name))?.into())
+}
+
+/// Takes a file from elsewhere into the cache if it is exactly `item`; false if it is not.
+pub fn admit_copy(item: &Item, from: &Path, cache: &Cache) -> anyhow::Result<bool> {
+    let partial = cache.partial_path(&item.sha256);
+    let mut file = lock_partial(&partial)?;
+    file.set_len(0)?;
+    std::io::copy(&mut fs_err::File::open(from)?, &mut *file)?;
+    let same = Sha256::of_file(&partial)? == (item.sha256, item.size);
+    if !same {
+        fs_err::remove_file(&partial)?;
+        return Ok(false);
+    }
+    if let Err(error) = check_identity(item, &partial, &from.display().to_string()) {
+        fs_err::remove_file(&partial)?;
+        return Err(error);
+    }
+    cache.admit(&item.sha256, &partial)?;
+    Ok(true)
 }
 
 /// A package has the promised content; whether it is the promised package only it can say.

@@ -17,6 +17,11 @@ pub(super) fn keyring(image: &Image, archive: &Archive) -> anyhow::Result<Vec<u8
     Ok(keyring::join(&keys(image, archive)?))
 }
 
+/// The pinned key with this fingerprint alone.
+pub(super) fn key(image: &Image, archive: &Archive, fingerprint: &str) -> anyhow::Result<Option<Key>> {
+    Ok(keys(image, archive)?.into_iter().find(|key| key.fingerprint == fingerprint))
+}
+
 fn keys(image: &Image, archive: &Archive) -> anyhow::Result<Vec<Key>> {
     match &archive.key.value {
         image::Key::File(path) => from_file(image, archive, path),

@@ -17,7 +17,9 @@ use crate::image::Image;
 use crate::problem::Problem;
 use crate::unpack::deb::Identity;
 
+pub mod chain;
 mod keys;
+pub mod moved;
 pub mod relock;
 mod render;
 pub mod resolve;

@@ -15,6 +15,9 @@ pub struct Drift {
     pub old: Option<String>,
     /// Version in the new lock; `None`: removed.
     pub new: Option<String>,
+    /// Of an added package: what needs it, where that is known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pulled_by: Vec<String>,
 }
 
 impl fmt::Display for Drift {
@@ -22,7 +25,8 @@ impl fmt::Display for Drift {
         match (&self.old, &self.new) {
             (Some(old), Some(new)) if old == new => write!(f, "{} {old} (same version, other content)", self.package),
             (Some(old), Some(new)) => write!(f, "{} {old} → {new}", self.package),
-            (None, Some(new)) => write!(f, "{} added ({new})", self.package),
+            (None, Some(new)) if self.pulled_by.is_empty() => write!(f, "{} added ({new})", self.package),
+            (None, Some(new)) => write!(f, "{} added ({new}): {}", self.package, self.pulled_by.join(", ")),
             (Some(old), None) => write!(f, "{} removed ({old})", self.package),
             (None, None) => write!(f, "{}", self.package),
         }
@@ -37,7 +41,12 @@ pub fn drift(old: &Lock, new: &Lock) -> Vec<Drift> {
     let changed = |name: &&str| old.package(name).map(|p| p.sha256) != new.package(name).map(|p| p.sha256);
     let version = |lock: &Lock, name: &str| lock.package(name).map(|package| package.version.clone());
     (names.into_iter().filter(changed))
-        .map(|name| Drift { package: name.to_owned(), old: version(old, name), new: version(new, name) })
+        .map(|name| Drift {
+            package: name.to_owned(),
+            old: version(old, name),
+            new: version(new, name),
+            pulled_by: Vec::new(),
+        })
         .collect()
 }
 
@@ -54,7 +63,7 @@ pub struct Relocked {
 
 /// Resolves anew into the cache and fetches nothing yet.
 pub fn relock(recipe: Recipe<Locked>, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Relocked> {
-    let new = resolve::resolve(recipe.image(), Some(recipe.lock()), cache, report)?;
+    let new = resolve::resolve(recipe.image(), Some(recipe.lock()), &[], cache, report)?.lock;
     new.write_if_changed(&cache.relock_path(&recipe.image().name))?;
     replaced(recipe, new)
 }

@@ -12,15 +12,60 @@ use crate::fetch::Event;
 use crate::image::{Image, Wanted};
 use crate::problem::{Problem, Problems};
 
+/// A new lock, and the indexes it was taken from.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The lock.
+    pub lock: Lock,
+    index: Index,
+}
+
+impl Resolved {
+    /// Which packages of the lock need `name`, each with the relation that says so.
+    pub fn pulled_by(&self, name: &str) -> Vec<String> {
+        let entry = |package: &Package| self.index.find(&package.name, &package.version, &package.arch);
+        let provides = self.lock.package(name).and_then(entry).map_or("", |(_, entry)| &entry.provides);
+        let mut names: Vec<&str> = relations(provides).flatten().map(first_word).collect();
+        names.push(name);
+        let mut by = Vec::new();
+        for package in &self.lock.packages {
+            let depends = entry(package).map_or("", |(_, entry)| &entry.depends);
+            let found = relations(depends).find(|group| group.iter().any(|one| names.contains(&first_word(one))));
+            by.extend(found.map(|group| format!("{} {} needs {}", package.name, package.version, group.join(" | "))));
+        }
+        by
+    }
+}
+
+/// The alternatives of each relation in a field.
+fn relations(field: &str) -> impl Iterator<Item = Vec<&str>> {
+    field.split(',').map(|group| group.split('|').map(str::trim).filter(|one| !one.is_empty()).collect())
+}
+
+/// The package of a relation like `libc6 (>= 2.38)` or `python3:any`.
+fn first_word(relation: &str) -> &str {
+    relation.split([' ', '(', ':']).next().unwrap_or_default()
+}
+
 /// Resolves the recipe against its archives as they are now. No archive may be older than `old`, the lock so far, saw it.
-pub fn resolve(image: &Image, old: Option<&Lock>, cache: &Cache, report: &dyn Fn(Event<'_>)) -> anyhow::Result<Lock> {
+/// Where `moving` names packages, only these may differ from `old`, and what comes new with them.
+pub fn resolve(
+    image: &Image,
+    old: Option<&Lock>,
+    moving: &[String],
+    cache: &Cache,
+    report: &dyn Fn(Event<'_>),
+) -> anyhow::Result<Resolved> {
     let work = cache.work_dir("lock.")?;
     let Archives { index, suites, seen } = Archives::verify(image, old, cache, work.path(), report)?;
     let wanted = image.wanted();
     check_wanted(image, &wanted, &index)?;
 
     let sources: Vec<Source<'_>> = suites.iter().map(|suite| source(image, suite)).collect();
-    let solver = Solver::new(&work.path().join("apt"), &image.architecture, &sources)?;
+    let held = |package: &&Package| !moving.is_empty() && !moving.contains(&package.name);
+    let held: Vec<&Package> = old.map_or(&[][..], |lock| &lock.packages).iter().filter(held).collect();
+    let versions: Vec<(&str, &str)> = held.iter().map(|package| (&*package.name, &*package.version)).collect();
+    let solver = Solver::new(&work.path().join("apt"), &image.architecture, &sources, &versions)?;
     let essential = index.essential().into_iter().filter(|name| !wanted.iter().any(|w| w.package == *name));
     let names: Vec<String> = essential.map(str::to_owned).chain(wanted.iter().map(Wanted::spelling)).collect();
     let chosen = solver.solve(&names, &image.file.display().to_string())?;
@@ -48,11 +93,16 @@ pub fn resolve(image: &Image, old: Option<&Lock>, cache: &Cache, report: &dyn Fn
         })
     });
     let packages = packages.collect::<anyhow::Result<Vec<Package>>>()?;
+    check_held(image, &held, &packages, moving)?;
     seen.remember()?;
+    // What the chain can be checked with again, as long as the cache lives.
+    for suite in &suites {
+        cache.put(&fs_err::read(suite.mirror.join("dists").join(&suite.locked.suite).join("InRelease"))?)?;
+    }
     let newest = suites.iter().map(|suite| suite.locked.date.as_second()).max().unwrap_or(0);
     let mut spellings: Vec<String> = wanted.iter().map(Wanted::spelling).collect();
     spellings.sort();
-    Ok(Lock {
+    let lock = Lock {
         schema: SCHEMA,
         image: image.name.clone(),
         architecture: image.architecture.clone(),
@@ -61,7 +111,25 @@ pub fn resolve(image: &Image, old: Option<&Lock>, cache: &Cache, report: &dyn Fn
         source_date_epoch: u64::try_from(newest).unwrap_or(0),
         suites: suites.into_iter().map(|suite| suite.locked).collect(),
         packages,
-    })
+    };
+    Ok(Resolved { lock, index })
+}
+
+/// What was to stay must be the same to the byte.
+fn check_held(image: &Image, held: &[&Package], new: &[Package], moving: &[String]) -> Result<(), Problems> {
+    let moved = held.iter().filter_map(|old| {
+        let new = new.iter().find(|new| new.name == old.name)?;
+        let what = match (new.version == old.version, new.sha256 == old.sha256) {
+            (true, true) => return None,
+            (true, false) => format!("{} {} was released again with other content", old.name, old.version),
+            (false, _) => format!("{} {} cannot stay: the archive has {}", old.name, old.version, new.version),
+        };
+        let remedy =
+            format!("name it too: `pgkiln lock --update {} {} {}`", image.dir().display(), moving.join(" "), old.name);
+        Some(Problem::new(what, image.lock_file().display().to_string(), remedy))
+    });
+    let problems: Vec<Problem> = moved.collect();
+    if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
 }
 
 fn source<'a>(image: &'a Image, suite: &'a Verified) -> Source<'a> {

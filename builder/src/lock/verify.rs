@@ -20,7 +20,7 @@ use crate::problem::Problem;
 use crate::tool::{Cmd, table};
 
 /// Larger than any `InRelease` file.
-const INRELEASE_LIMIT: u64 = 16 << 20;
+pub(super) const INRELEASE_LIMIT: u64 = 16 << 20;
 /// Larger than any index; only for those whose unpacked size the suite does not state.
 const INDEX_LIMIT: u64 = 1 << 30;
 /// How far a mirror's clock may be ahead of ours.

@@ -34,6 +34,7 @@ fn main() -> anyhow::Result<()> {
         agent: Some(agent.clone()),
         fresh,
         relock: true,
+        from: None,
     };
     // The first one also makes the tool tree, which is not measured.
     let baked = bake::bake(&options(false), &ui)?;

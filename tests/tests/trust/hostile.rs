@@ -56,7 +56,7 @@ impl Hostile {
 
     pub(super) fn resolve(&self) -> Result<Lock> {
         let old = Lock::load(&self.image.join("image.lock"))?;
-        resolve::resolve(Recipe::load(&self.image)?.image(), old.as_ref(), &self.cache, &|_| ())
+        Ok(resolve::resolve(Recipe::load(&self.image)?.image(), old.as_ref(), &[], &self.cache, &|_| ())?.lock)
     }
 
     /// What a user does: lock, then fetch.
