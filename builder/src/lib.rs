@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cluster;
 pub mod configure;
 pub mod demo;
+pub mod diff;
 pub mod digest;
 pub mod doctor;
 pub mod fetch;

@@ -16,6 +16,7 @@ pub use failure::report;
 pub mod bake;
 pub mod cluster;
 pub mod demo;
+pub mod diff;
 pub mod doctor;
 mod failure;
 pub mod fetch;
@@ -52,6 +53,8 @@ enum Command {
     Cluster(cluster::Args),
     /// Bake an image, run a three-node cluster from it, kill its leader, count what was lost
     Demo(demo::Args),
+    /// Show what differs between two locks or two baked images
+    Diff(diff::Args),
     /// Check what this host needs for baking, the lab and the tests, and say why
     Doctor(doctor::Args),
     /// Boot a cluster from an image on this machine
@@ -69,6 +72,7 @@ fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Bake(args) => bake::run(args, ui),
         Command::Cluster(args) => cluster::run(args, ui),
         Command::Demo(args) => demo::run(args, ui),
+        Command::Diff(args) => diff::run(args, ui),
         Command::Doctor(args) => doctor::run(args, ui),
         Command::Lab(args) => lab::run(args, ui),
         Command::Lock(args) => lock::run(args, ui),

@@ -1,9 +1,11 @@
 //! Resolving anew without touching the source tree: the lock goes to the cache, the drift is told.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Lock, Locked, Recipe, resolve};
+use super::{Lock, Locked, Package, Recipe, resolve};
 use crate::cache::Cache;
+use crate::digest::Sha256;
 use crate::fetch::{self, Event, FailureKind};
 
 /// How one package differs between two locks.
@@ -35,14 +37,26 @@ impl fmt::Display for Drift {
 
 /// What differs in packages from `old` to `new`, by name.
 pub fn drift(old: &Lock, new: &Lock) -> Vec<Drift> {
-    let mut names: Vec<&str> = old.packages.iter().chain(&new.packages).map(|package| package.name.as_str()).collect();
+    let contents = |lock: &Lock| {
+        let content = |package: &Package| (package.name.clone(), (package.version.clone(), package.sha256));
+        lock.packages.iter().map(content).collect()
+    };
+    drift_of(&contents(old), &contents(new))
+}
+
+/// Version and content of packages by name.
+pub type Contents = BTreeMap<String, (String, Sha256)>;
+
+/// What differs between two sets of packages, by name.
+pub fn drift_of(old: &Contents, new: &Contents) -> Vec<Drift> {
+    let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
     names.sort_unstable();
     names.dedup();
-    let changed = |name: &&str| old.package(name).map(|p| p.sha256) != new.package(name).map(|p| p.sha256);
-    let version = |lock: &Lock, name: &str| lock.package(name).map(|package| package.version.clone());
-    (names.into_iter().filter(changed))
+    let content = |of: &Contents, name: &String| of.get(name).map(|(_, sha256)| *sha256);
+    let version = |of: &Contents, name: &String| of.get(name).map(|(version, _)| version.clone());
+    (names.into_iter().filter(|name| content(old, name) != content(new, name)))
         .map(|name| Drift {
-            package: name.to_owned(),
+            package: name.clone(),
             old: version(old, name),
             new: version(new, name),
             pulled_by: Vec::new(),
