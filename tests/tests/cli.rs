@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use pgkiln_tests::binary::{self, Said};
+use pgkiln_tests::workspace;
 use sha2::{Digest, Sha256};
 
 const NODES: &str = "10.0.0.11,10.0.0.12,10.0.0.13";
@@ -181,6 +182,26 @@ fn a_missing_secret_is_named() {
     );
     place.edit("orders/secrets.toml", "superuser = ", "superusr = ");
     place.refused(&["cluster", "secret", "./orders", "postgres"], &["orders/secrets.toml:", "superusr"]);
+}
+
+#[test]
+fn a_recipe_without_a_lock_says_that_nothing_is_verified() {
+    let said = binary::run(binary::pgkiln().arg("show").arg(workspace::image("ubuntu-24.04-percona-17")));
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    for line in [
+        "2:17.11-1.noble (pinned, not locked)",
+        "https://repo.percona.com/ppg-17.11/apt (as the recipe says)",
+        "key 4D1BB29D63D98E422B2113B19334A25F8507EFA5",
+        "(only its fingerprint counts)",
+        "noble noble-updates; main universe",
+        "as it was at 2",
+        "priority 700",
+        "no lock: run `pgkiln lock`",
+        "verified: nothing yet",
+        "not verified: ",
+    ] {
+        assert!(said.stdout.contains(line), "`{line}` is not in:\n{}", said.stdout);
+    }
 }
 
 #[test]

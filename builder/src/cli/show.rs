@@ -49,6 +49,8 @@ struct ShownArchive {
     components: Vec<String>,
     key: String,
     fingerprints: Vec<String>,
+    priority: Option<i64>,
+    snapshot: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,6 +113,8 @@ fn look(image: &Image, lock: Option<&Lock>, packages: bool) -> Shown {
             components: archive.components.clone(),
             key: archive.key.value.to_string(),
             fingerprints: archive.fingerprints.clone(),
+            priority: archive.priority,
+            snapshot: archive.url.snapshot().map(str::to_owned),
         }
     });
     Shown {
@@ -164,20 +168,38 @@ fn text(shown: &Shown) -> String {
         out.push_str("\ncomponents\n");
     }
     for component in &shown.components {
-        let version = component.locked.as_deref().unwrap_or("not locked");
-        let pinned = if component.pinned.is_some() { " (pinned)" } else { "" };
-        out.push_str(&format!("  {:<12} {:<18} {version}{pinned}\n", component.name, component.package));
+        let version = match (&component.locked, &component.pinned) {
+            (Some(locked), None) => locked.clone(),
+            (Some(locked), Some(_)) => format!("{locked} (pinned)"),
+            (None, Some(pinned)) => format!("{pinned} (pinned, not locked)"),
+            (None, None) => "not locked".to_owned(),
+        };
+        out.push_str(&format!("  {:<12} {:<22} {version}\n", component.name, component.package));
     }
     out.push_str("\narchives\n");
     for archive in &shown.archives {
         let origin = if archive.from_host { "this host's mirror" } else { "as the recipe says" };
         out.push_str(&format!("  {:<16} {} ({origin})\n", archive.id, archive.urls.join(", ")));
         out.push_str(&format!("  {:<16} {}; {}\n", "", archive.suites.join(" "), archive.components.join(" ")));
+        let time = archive.snapshot.as_ref().map(|time| format!("as it was at {time}"));
+        let priority = archive.priority.map(|priority| format!("priority {priority}"));
+        let more: Vec<String> = time.into_iter().chain(priority).collect();
+        if !more.is_empty() {
+            out.push_str(&format!("  {:<16} {}\n", "", more.join("; ")));
+        }
         for fingerprint in &archive.fingerprints {
             out.push_str(&format!("  {:<16} key {fingerprint}\n", ""));
         }
+        let vouches =
+            if archive.key.starts_with("https://") { "only its fingerprint counts" } else { "this host's file" };
+        out.push_str(&format!("  {:<16} from {} ({vouches})\n", "", archive.key));
     }
-    let Some(lock) = &shown.lock else { return out + "\nno lock: run `pgkiln lock`\n" };
+    let Some(lock) = &shown.lock else {
+        return out
+            + "\nno lock: run `pgkiln lock`\n\
+               verified: nothing yet; pins are what the recipe asks for, whether the archives have them shows when it is locked\n"
+            + NOT_VERIFIED;
+    };
     out.push_str(&format!("\nlock {} of {}: {} packages, {}\n", lock.file, lock.date, lock.packages, size(lock.bytes)));
     for suite in &lock.suites {
         out.push_str(&format!("  {:<20} {} signed by {}\n", suite.suite, suite.date, suite.signer));
@@ -189,4 +211,9 @@ fn text(shown: &Shown) -> String {
         out.push_str(&format!("  {:<40} {:<36} {}\n", package.name, package.version, size(package.size)));
     }
     out + "verified: key → InRelease → index → package when locked; SHA-256 of every package when fetched and when baked\n"
+        + NOT_VERIFIED
 }
+
+/// What no chain of signatures can say.
+const NOT_VERIFIED: &str = "not verified: that the fingerprints in the recipe are the archives' own (compare them with what the \
+                            owners publish)\n";
