@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_recipes_in_the_tree_are_good() {
-        for name in ["debian-13", "tools"] {
+        for name in ["debian-12", "debian-13", "tools"] {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images").join(name);
             let image = Image::load(&dir).unwrap();
             assert_eq!(image.name, name);

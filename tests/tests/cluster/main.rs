@@ -35,7 +35,7 @@ fn three_nodes_from_birth_to_the_loss_of_etcd() {
     let mut story = Story::about(&cluster);
     story.look(&[
         ("three started voters, one etcd cluster, one system identifier", formed::three_voters),
-        ("durability zero-loss is quorum replication", formed::quorum_durability),
+        ("zero-loss: standbys confirm every commit, as a quorum where Patroni can", formed::durability),
         ("parameters, roles, databases and extensions of the specification", formed::specification),
         ("5000 leads to the leader, 5001 to replicas, on every node", formed::routing),
         ("`firstboot status --json` on every node", formed::status),
