@@ -47,10 +47,11 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let step = steps.start("agent");
     let agent = agent::agent(options.agent.as_deref(), &options.image, &cache)?;
     let agent_sha256 = Sha256::of_file(&agent)?.0;
-    let version = manifest::version(lock, tools.lock(), &agent_sha256)?;
+    let copied = layer::Files::collect(&agent::profiles(&options.image), &image.trees()?)?;
+    let files_sha256 = copied.digest()?;
+    let version = manifest::version(lock, &[tools.lock().digest(), agent_sha256, files_sha256])?;
     let image_json = manifest::image_json(image, lock, &version)?;
-    let profiles = agent::profiles(&options.image);
-    let sources = layer::Sources { agent: &agent, profiles: &profiles, tree: &image.tree(), image_json: &image_json };
+    let sources = layer::Sources { agent: &agent, files: &copied, image_json: &image_json };
     let layer = work.dir("layer")?;
     layer::make(&sources, &base.root, &layer, lock.source_date_epoch)?;
     step.done();
@@ -77,6 +78,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
         lock_sha256: lock.digest(),
         tools_lock_sha256: tools.lock().digest(),
         agent_sha256,
+        files_sha256,
         root_hash: None,
         packages: manifest::packages(lock),
         files: &files,

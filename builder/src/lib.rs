@@ -1,5 +1,6 @@
 //! pgkiln's builder: `image.toml -> Image -> Lock -> fetch -> unpack -> configure -> assemble -> outputs + manifest`.
 
+pub mod advisory;
 pub mod apt;
 pub mod assemble;
 pub mod bake;

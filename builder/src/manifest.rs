@@ -30,6 +30,8 @@ pub struct Manifest<'a> {
     pub tools_lock_sha256: Sha256,
     /// Digest of the agent's binary.
     pub agent_sha256: Sha256,
+    /// Digest of the profiles and of the recipe's trees.
+    pub files_sha256: Sha256,
     /// dm-verity root hash, if there is one.
     pub root_hash: Option<String>,
     /// The lock's packages.
@@ -78,9 +80,9 @@ pub fn packages(lock: &Lock) -> Vec<Package<'_>> {
 }
 
 /// Version of an image: the day its packages are from, and what it was made of. Two bakes of the same inputs agree.
-pub fn version(lock: &Lock, tools: &Lock, agent: &Sha256) -> anyhow::Result<String> {
+pub fn version(lock: &Lock, made_of: &[Sha256]) -> anyhow::Result<String> {
     let day = jiff::Timestamp::from_second(i64::try_from(lock.source_date_epoch)?).context("SOURCE_DATE_EPOCH")?;
-    let parts = [lock.digest(), tools.digest(), *agent].map(|digest| digest.to_string());
+    let parts: Vec<String> = [lock.digest()].iter().chain(made_of).map(ToString::to_string).collect();
     let digest = Sha256::of(parts.join("\n")).to_string();
     Ok(format!("{}.{}", day.strftime("%Y%m%d"), &digest[..8]))
 }

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 use crate::etcd::Client;
 use crate::patroni::Patroni;
 use crate::render::preset::Preset;
+use crate::sql;
 use crate::status::Board;
-use crate::tool::Tool;
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -138,10 +138,7 @@ impl Fence {
 
 /// Whether PostgreSQL here says that it is a standby.
 async fn follows() -> bool {
-    let psql = Tool::new("psql").args(["--no-psqlrc", "--no-align", "--tuples-only", "--quiet", "--no-password"]);
-    let psql = psql.arg("--dbname=host=/run/postgresql user=postgres dbname=postgres connect_timeout=2");
-    let said = psql.arg("--command=SELECT pg_is_in_recovery()").limit(ASK).run().await;
-    said.is_ok_and(|said| said.trim() == "t")
+    sql::ask("SELECT pg_is_in_recovery()", ASK).await.is_ok_and(|said| said == "t")
 }
 
 /// The postmaster of `pgdata`. A number left by a crash may belong to anybody by now: a postmaster works in its directory.

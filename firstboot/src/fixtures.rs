@@ -9,6 +9,8 @@ use crate::stored::Accepted;
 
 pub(crate) const SPEC: &str = include_str!("spec/testdata/node.yaml");
 pub(crate) const IMAGE: &str = include_str!("testdata/image.json");
+/// Of `debian-12`: the oldest components that are supported.
+pub(crate) const IMAGE_OLDEST: &str = include_str!("testdata/image-oldest.json");
 
 pub(crate) fn desired() -> Desired {
     let spec = NodeSpec::from_text(SPEC, "user-data").expect("good");
@@ -25,6 +27,15 @@ pub(crate) fn desired() -> Desired {
     let image: ImageInfo = serde_json::from_str(IMAGE).expect("image.json");
     let profile = Profile::parse(include_str!("../../profiles/node.toml")).expect("profile");
     Desired { accepted, secrets, image, profile }
+}
+
+/// The same node of an image with the oldest components that are supported.
+pub(crate) fn desired_of_oldest_image() -> Desired {
+    of_oldest_image(desired())
+}
+
+pub(crate) fn of_oldest_image(desired: Desired) -> Desired {
+    Desired { image: serde_json::from_str(IMAGE_OLDEST).expect("image.json"), ..desired }
 }
 
 /// The layout with three databases that vote, three proxies and a repository host.

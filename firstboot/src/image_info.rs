@@ -86,6 +86,11 @@ impl ImageInfo {
         Ok(self.version_of("postgresql")?.0)
     }
 
+    /// Whether Patroni says who streams (`replication_state` of a node, state `streaming` of a member): from 3.0.4 on.
+    pub fn patroni_says_streaming(&self) -> Result<bool> {
+        Ok(self.version_of("patroni")? >= (3, 0, 4))
+    }
+
     /// The unit of a component.
     pub fn unit(&self, name: &str) -> Result<&str> {
         self.component(name)?.unit.as_deref().with_context(|| format!("component `{name}` has no unit"))
@@ -97,9 +102,12 @@ impl ImageInfo {
     }
 }
 
-fn upstream(version: &str) -> (u32, u32, u32) {
+/// Upstream's part of a package version.
+pub fn upstream(version: &str) -> (u32, u32, u32) {
     let without_epoch = version.split_once(':').map_or(version, |(_, rest)| rest);
-    let mut numbers = without_epoch.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    // `2.45-1` has no third number; what follows the last hyphen is the package's own.
+    let upstream = without_epoch.rsplit_once('-').map_or(without_epoch, |(upstream, _)| upstream);
+    let mut numbers = upstream.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     let mut next = || numbers.next().unwrap_or(0);
     (next(), next(), next())
 }
@@ -113,5 +121,17 @@ mod tests {
         assert_eq!(upstream("17.12-0+deb13u1"), (17, 12, 0));
         assert_eq!(upstream("1:4.0.7-2"), (4, 0, 7));
         assert_eq!(upstream("3.5.16-4+b5"), (3, 5, 16));
+        assert_eq!(upstream("2.45-1"), (2, 45, 0), "the package's own revision is none of upstream's");
+        assert_eq!(upstream("15.18-0+deb12u1"), (15, 18, 0));
+    }
+
+    #[test]
+    fn who_streams_is_said_from_3_0_4_on() {
+        let says = |version: &str| {
+            let mut image: ImageInfo = serde_json::from_str(crate::fixtures::IMAGE).unwrap();
+            image.components.get_mut("patroni").unwrap().version = version.to_owned();
+            image.patroni_says_streaming().unwrap()
+        };
+        assert!(!says("3.0.2-1") && !says("3.0.3-1") && says("3.0.4-1") && says("4.0.7-1"));
     }
 }

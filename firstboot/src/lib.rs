@@ -29,6 +29,7 @@ pub mod proxy;
 pub mod register;
 pub mod render;
 pub mod renew;
+pub mod requires;
 pub mod retry;
 pub mod run;
 pub mod server;

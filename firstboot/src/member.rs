@@ -426,6 +426,7 @@ impl Cluster for Member {
             slot: spec.slot.clone(),
             client: client.clone(),
             patroni,
+            says_streaming: !self.desired.runs("patroni") || self.desired.image.patroni_says_streaming()?,
             // A node that stores data alone has nobody to wait for.
             zero_loss: spec.postgres.durability == Durability::ZeroLoss
                 && spec.members_that(Role::stores_data).len() > 1,

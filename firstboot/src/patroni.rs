@@ -20,7 +20,7 @@ pub struct Local {
     /// `primary` (`master` before 4.0), `replica`, `standby_leader`, `uninitialized`.
     #[serde(default)]
     pub role: String,
-    /// `streaming` or `in archive recovery` on replicas (Patroni 3.0.4 and later).
+    /// `streaming` or `in archive recovery` on replicas (Patroni 3.0.4 and later; before, the watch asks PostgreSQL).
     #[serde(default)]
     pub replication_state: Option<String>,
 }

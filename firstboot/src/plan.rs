@@ -121,6 +121,7 @@ impl Plan {
 /// Computes the plan; refuses what this version does not carry out.
 pub fn plan(desired: &Desired, facts: &Facts, state: &State) -> Result<Plan, Vec<Problem>> {
     refuse_unsupported(desired.spec())?;
+    refuse_old_components(desired)?;
     let accepted = &desired.accepted;
     let network = render::network::files(
         desired.spec(),
@@ -316,6 +317,16 @@ fn refuse_unsupported(spec: &NodeSpec) -> Result<(), Vec<Problem>> {
         refuse("a separate data disk is not carried out by this version", "pgkiln.disks", "remove `disks`");
     }
     if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+fn refuse_old_components(desired: &Desired) -> Result<(), Vec<Problem>> {
+    let unknown = |error: anyhow::Error| {
+        vec![Problem::new(format!("{error:#}"), "/usr/lib/pgkiln/image.json", "boot an image made by `pgkiln bake`")]
+    };
+    match crate::requires::problems(desired).map_err(unknown)? {
+        problems if problems.is_empty() => Ok(()),
+        problems => Err(problems),
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

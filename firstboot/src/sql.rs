@@ -1,7 +1,9 @@
 //! Roles, databases and extensions: the script rendered by `render::sql`, through psql's stdin (never argv). Patroni
 //! runs it once when the cluster is founded; the agent runs it again on the leader when the specification changes.
+//! And single questions to the server here.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fs_err as fs;
@@ -28,4 +30,12 @@ pub async fn reconcile(layout: &Layout, connection: Option<&str>) -> Result<()> 
         psql = psql.program(bin.join("psql"));
     }
     psql.run().await.map(drop)
+}
+
+/// The local server's answer to one question, as the superuser; `limit` bounds a server that hangs.
+pub async fn ask(question: &str, limit: Duration) -> Result<String> {
+    let psql = Tool::new("psql").args(["--no-psqlrc", "--no-align", "--tuples-only", "--quiet", "--no-password"]);
+    let psql = psql.arg("--dbname=host=/run/postgresql user=postgres dbname=postgres connect_timeout=2");
+    let said = psql.arg(format!("--command={question}")).limit(limit).run().await?;
+    Ok(said.trim().to_owned())
 }

@@ -11,7 +11,7 @@ use crate::backup::Trouble;
 use crate::durable;
 use crate::etcd::Client;
 use crate::layout::Layout;
-use crate::patroni::{Member, Patroni};
+use crate::patroni::{Local, Member, Patroni};
 use crate::register::{self, Keys};
 use crate::sql;
 use crate::status::{Board, Phase, Verdict};
@@ -23,6 +23,8 @@ const SOON: Duration = Duration::from_millis(1000);
 const SLOW: Duration = Duration::from_secs(5);
 /// Every how many looks at a node that is not good systemd is asked about its units.
 const ASK_SYSTEMD: u32 = 8;
+/// A question to PostgreSQL here.
+const ASK: Duration = Duration::from_secs(2);
 /// HAProxy's statistics listener: connecting there touches no server.
 const HAPROXY: (&str, u16) = ("127.0.0.1", 7000);
 
@@ -43,6 +45,8 @@ pub struct Watch {
     pub client: std::sync::Arc<Client>,
     /// Patroni here, if the role runs it.
     pub patroni: Option<Patroni>,
+    /// Whether this Patroni says who streams; where it does not, PostgreSQL is asked.
+    pub says_streaming: bool,
     /// Whether nothing acknowledged may be lost.
     pub zero_loss: bool,
     /// Whether etcd runs here.
@@ -123,7 +127,7 @@ impl Watch {
     async fn look(&self) -> Health {
         let etcd = if self.voter { self.etcd().await } else { None };
         let patroni = match &self.patroni {
-            Some(patroni) => Some(patroni.local().await.map_err(|error| format!("{error:#}"))),
+            Some(patroni) => Some(self.local(patroni).await.map_err(|error| format!("{error:#}"))),
             None => None,
         };
         let irreplaceable = match (&self.patroni, &patroni) {
@@ -137,6 +141,25 @@ impl Watch {
         Health { etcd, patroni, irreplaceable, haproxy, repository, vip, failing: Vec::new() }
     }
 
+    async fn local(&self, patroni: &Patroni) -> Result<Local> {
+        let mut local = patroni.local().await?;
+        if !self.says_streaming && local.follows() {
+            let receives = "SELECT status FROM pg_stat_wal_receiver";
+            let status = sql::ask(receives, ASK).await.unwrap_or_default();
+            local.replication_state = Some(if status.is_empty() { "not streaming".to_owned() } else { status });
+        }
+        Ok(local)
+    }
+
+    /// Whether a standby receives WAL from this leader.
+    async fn has_standby(&self, members: &[Member]) -> bool {
+        if self.says_streaming {
+            return members.iter().any(Member::streams);
+        }
+        let streams = "SELECT count(*) > 0 FROM pg_stat_replication WHERE state = 'streaming'";
+        sql::ask(streams, ASK).await.is_ok_and(|said| said == "t")
+    }
+
     /// Whether nobody may take over from this leader. PostgreSQL may already wait for standbys that Patroni has not yet
     /// named in `/sync`: were the leader lost in between, nobody could be elected. While a standby streams and none is
     /// named, Patroni is woken instead of waited for.
@@ -145,7 +168,7 @@ impl Watch {
         if members.iter().any(Member::may_take_over) {
             return false;
         }
-        if members.iter().any(Member::streams)
+        if self.has_standby(&members).await
             && let Err(error) = patroni.wake().await
         {
             tracing::debug!("waking Patroni: {error:#}");

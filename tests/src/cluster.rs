@@ -148,10 +148,14 @@ impl TestCluster {
         let first = slots.first().context("no node is on")?;
         let members = self.patroni_members(first)?;
         ensure!(members.iter().filter(|member| member.is_leader()).count() == 1, "not one leader: {members:?}");
+        let leader = members.iter().find(|member| member.is_leader()).context("a leader")?;
+        let streaming = self.streaming_from(&leader.member)?;
         for slot in slots {
             let member = members.iter().find(|member| member.member == *slot);
             let member = member.with_context(|| format!("{slot} is not in {members:?}"))?;
-            ensure!(member.is_leader() || member.state == "streaming", "{slot} is not streaming: {members:?}");
+            let runs = ["running", "streaming"].contains(&member.state.as_str());
+            ensure!(runs, "{slot} is not running: {members:?}");
+            ensure!(member.is_leader() || streaming.contains(slot), "{slot} is not streaming: {streaming:?}");
         }
         ensure!(members.iter().all(|m| m.timeline == members[0].timeline), "several timelines: {members:?}");
         // Nobody but a standby named there is elected when nothing may be lost: a good leader has a successor.

@@ -215,3 +215,24 @@ fn secrets_do_not_appear_in_messages() {
     assert_eq!(said.code, Some(1));
     assert!(!said.stderr.contains(&superuser) && !said.stdout.contains(&superuser), "{}{}", said.stdout, said.stderr);
 }
+
+#[test]
+fn show_names_dangerous_versions() {
+    let place = Place::new();
+    let image = pgkiln_tests::workspace::image("debian-12").display().to_string();
+    let said = place.pgkiln(&["show", &image]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let told = format!("{}{}", said.stdout, said.stderr);
+    for text in
+        ["CVE-2026-33413, fixed in 3.4.42, 3.5.28, 3.6.9", "a learner that never started is promoted", "source: "]
+    {
+        assert!(told.contains(text), "no `{text}` in:\n{told}");
+    }
+    let said = place.pgkiln(&["show", &image, "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    let patroni = object["warnings"].as_array().unwrap().iter().find(|one| one["component"] == "patroni").unwrap();
+    assert!(patroni["version"].as_str().unwrap().starts_with("3.0.2"), "{patroni}");
+    for key in ["name", "meaning", "source"] {
+        assert!(patroni[key].is_string(), "{patroni}");
+    }
+}

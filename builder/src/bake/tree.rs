@@ -1,6 +1,6 @@
 //! Cached root trees: packages unpacked and configured, keyed by the digest of everything that decides their content.
 //!
-//! The agent, `tree/` and the outputs are not part of it; a change there assembles again and makes no tree.
+//! The agent, the recipe's `trees` and the outputs are not part of it; a change there assembles again and makes no tree.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::advisory::{self, Warning};
 use crate::apt;
 use crate::image::Image;
 use crate::lock::{Lock, stale};
@@ -28,6 +29,7 @@ struct Shown {
     variant: Option<String>,
     components: Vec<ShownComponent>,
     archives: Vec<ShownArchive>,
+    warnings: Vec<Warning>,
     lock: Option<ShownLock>,
 }
 
@@ -125,6 +127,7 @@ fn look(image: &Image, lock: Option<&Lock>, packages: bool) -> Shown {
         variant: image.variant.clone(),
         components: components.collect(),
         archives: archives.collect(),
+        warnings: lock.map_or_else(Vec::new, |lock| advisory::warnings(image, lock)),
         lock: lock.map(|lock| look_at_lock(image, lock, packages)),
     }
 }
@@ -160,6 +163,27 @@ fn look_at_lock(image: &Image, lock: &Lock, packages: bool) -> ShownLock {
     }
 }
 
+/// By upstream's numbers; whoever reads it must know that they are not the whole story.
+fn warnings(warnings: &[Warning]) -> String {
+    let mut out = String::new();
+    if !warnings.is_empty() {
+        out.push_str(
+            "\nknown problems of these versions (unless the distribution mended them under the same number)\n",
+        );
+    }
+    for one in warnings {
+        out.push_str(&format!(
+            "  {} {}: {}, fixed in {}\n",
+            one.component,
+            one.version,
+            one.name,
+            one.fixed.join(", ")
+        ));
+        out.push_str(&format!("    {}\n    source: {}\n", one.meaning, one.source));
+    }
+    out
+}
+
 fn text(shown: &Shown) -> String {
     let variant = shown.variant.as_deref().map_or(String::new(), |variant| format!(", {variant}"));
     let mut out =
@@ -176,6 +200,7 @@ fn text(shown: &Shown) -> String {
         };
         out.push_str(&format!("  {:<12} {:<22} {version}\n", component.name, component.package));
     }
+    out.push_str(&warnings(&shown.warnings));
     out.push_str("\narchives\n");
     for archive in &shown.archives {
         let origin = if archive.from_host { "this host's mirror" } else { "as the recipe says" };

@@ -10,7 +10,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::digest::Sha256;
-use crate::problem::Problems;
+use crate::problem::{Problem, Problems};
 
 pub mod distribution;
 mod document;
@@ -57,6 +57,8 @@ pub struct Image {
     pub path_includes: Vec<String>,
     /// Which outputs are made when the command line names none.
     pub outputs: Vec<String>,
+    /// Directories of files copied as they are, as the recipe names them; `None`: `tree`, which need not exist.
+    pub trees: Option<Vec<Located<String>>>,
 }
 
 /// One archive: suites that share a base URL and the keys that sign them.
@@ -160,7 +162,7 @@ impl Image {
         Ok(Self::parse(&text, &file)?)
     }
 
-    /// The image's directory: recipe, lock and `tree/`.
+    /// The image's directory: recipe, lock, perhaps a `tree/` of its own.
     pub fn dir(&self) -> &Path {
         self.file.parent().unwrap_or(Path::new("."))
     }
@@ -170,9 +172,24 @@ impl Image {
         self.dir().join("image.lock")
     }
 
-    /// Files copied as they are; the directory need not exist.
-    pub fn tree(&self) -> PathBuf {
-        self.dir().join("tree")
+    /// Directories of files copied as they are, one over the other: where two have a file, the later one's counts. What the
+    /// recipe names must be there.
+    pub fn trees(&self) -> Result<Vec<PathBuf>, Problems> {
+        let Some(named) = &self.trees else {
+            return Ok(Vec::from_iter(Some(self.dir().join("tree")).filter(|tree| tree.is_dir())));
+        };
+        let missing = named.iter().filter(|name| !self.dir().join(&name.value).is_dir());
+        let problems: Vec<Problem> = missing
+            .map(|name| {
+                let what = format!("there is no directory `{}` beside the recipe", name.value);
+                Problem::new(what, self.at(name.line), "correct the path: it is relative to the image's directory")
+            })
+            .collect();
+        if problems.is_empty() {
+            Ok(named.iter().map(|name| self.dir().join(&name.value)).collect())
+        } else {
+            Err(Problems(problems))
+        }
     }
 
     /// `images/debian-13/image.toml:12`.

@@ -53,6 +53,9 @@ fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Op
     packages.iter().for_each(|package| check_package(&top, package));
     check_duplicates(&top, &packages);
     let kernel = top.table("kernel").and_then(kernel);
+    let trees = top.texts("trees");
+    let names_trees = top.has("trees");
+    trees.iter().for_each(|tree| check_tree(&top, tree));
     let path_excludes = patterns(&top, "path-excludes");
     let path_includes = patterns(&top, "path-includes");
     let archives =
@@ -82,6 +85,7 @@ fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Op
         path_excludes,
         path_includes,
         outputs: outputs.into_iter().map(|output| output.value).collect(),
+        trees: names_trees.then_some(trees),
     })
 }
 
@@ -127,6 +131,13 @@ fn check_package(table: &Table<'_, '_>, package: &Located<String>) {
             None => "package names consist of a-z, 0-9, +, - and .".to_owned(),
         };
         table.problem(package.line, format!("`{name}` is not a package name"), remedy);
+    }
+}
+
+fn check_tree(top: &Table<'_, '_>, tree: &Located<String>) {
+    if tree.value.is_empty() || tree.value.starts_with('/') {
+        let what = format!("`{}` in `trees` is not a path beside the recipe", tree.value);
+        top.problem(tree.line, what, "write it relative to the image's directory: \"tree\", \"../common/tree\"");
     }
 }
 
@@ -206,10 +217,11 @@ mod tests {
 
     #[test]
     fn the_recipes_in_the_tree_are_good() {
-        for name in ["debian-13", "tools", "ubuntu-24.04-percona-17"] {
+        for name in ["debian-12", "debian-13", "tools", "ubuntu-24.04-percona-17"] {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images").join(name);
             let image = Image::load(&dir).unwrap();
             assert_eq!(image.name, name);
+            image.trees().unwrap();
         }
     }
 
@@ -252,5 +264,31 @@ mod tests {
         for (from, to) in [("\"gpgv\"", "\"gpg\""), ("\"trixie-updates\"", "\"trixie-x\""), ("04B5", "04B6")] {
             assert_ne!(digest(&text.replace(from, to)), digest(&text), "{from}");
         }
+    }
+
+    #[test]
+    fn trees_are_named_relative_to_the_recipe_and_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (common, own) = (dir.path().join("common/tree"), dir.path().join("debian-13/own"));
+        let text = |trees: &str| {
+            format!(
+                "schema = 1\nname = 'debian-13'\ndistribution = 'debian'\nsuite = 'x'\narchitecture = 'amd64'\n{trees}\n\
+                 [archives.debian]\nurl = 'host'\nsuites = ['x']\ncomponents = ['main']\n\
+                 fingerprints = ['04B54C3CDCA79751B16BC6B5225629DF75B188BD']\n"
+            )
+        };
+        let file = dir.path().join("debian-13/image.toml");
+        let image = |trees: &str| Image::parse(&text(trees), &file);
+        assert_eq!(image("").unwrap().trees().unwrap(), [""; 0].map(std::path::PathBuf::from), "no tree is no problem");
+        fs_err::create_dir_all(&common).unwrap();
+        let two = image("trees = ['../common/tree', 'own']").unwrap();
+        let told = two.trees().unwrap_err().to_string();
+        assert!(told.contains("image.toml:6: there is no directory `own`"), "{told}");
+        fs_err::create_dir_all(&own).unwrap();
+        fs_err::create_dir_all(dir.path().join("debian-13/tree")).unwrap();
+        assert_eq!(two.trees().unwrap(), [dir.path().join("debian-13/../common/tree"), own]);
+        assert_eq!(image("").unwrap().trees().unwrap(), [dir.path().join("debian-13/tree")]);
+        let told = image("trees = ['/usr']").unwrap_err().to_string();
+        assert!(told.contains("`/usr` in `trees` is not a path beside the recipe"), "{told}");
     }
 }

@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_locks_in_the_tree_are_as_they_would_be_written() {
-        for name in ["debian-13", "tools"] {
+        for name in ["debian-12", "debian-13", "tools"] {
             let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images").join(name).join("image.lock");
             let text = fs_err::read_to_string(&file).unwrap();
             let lock = Lock::parse(&text, &file).unwrap();

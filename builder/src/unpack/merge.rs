@@ -118,24 +118,32 @@ pub(super) fn merge(
     let owners = database.owners()?;
     let diversions = database.diversions()?;
     for path in clashes {
-        let listed = path.strip_suffix(".dpkg-new").unwrap_or(&path);
-        let Some(index) = (0..wave.len()).find(|index| found[*index].list.iter().any(|one| one == listed)) else {
-            continue;
-        };
-        if let Some(present) = owners.get(listed) {
+        let place = path.strip_suffix(".dpkg-new").unwrap_or(&path);
+        let spelt = spellings(place);
+        let listed = (0..wave.len()).find_map(|index| {
+            let listed = spelt.iter().find(|one| found[index].list.iter().any(|path| path == *one))?;
+            Some((index, *listed))
+        });
+        let Some((index, listed)) = listed else { continue };
+        if let Some((present, theirs)) = spelt.iter().find_map(|one| Some((owners.get(*one)?, *one))) {
             if !wave[index].control.paragraph.mentions("Replaces", present) {
                 return Err(Problem::new(
-                    format!("package `{}` would overwrite `{listed}` of `{present}`", wave[index].name()),
+                    format!("package `{}` would overwrite `{theirs}` of `{present}`", wave[index].name()),
                     "image.lock",
                     "they cannot be installed together; remove one from image.toml and lock again",
                 )
                 .into());
             }
-            database.disown(present, listed)?;
+            database.disown(present, theirs)?;
         }
         again(wave[index], listed, tree, &diversions, rules)?;
     }
     Ok(())
+}
+
+/// How packages may spell a place in a tree with a merged `/usr`: those from before the merge say `/lib` for `/usr/lib`.
+fn spellings(place: &str) -> Vec<&str> {
+    std::iter::once(place).chain(place.strip_prefix("/usr").filter(|rest| rest.starts_with('/'))).collect()
 }
 
 /// Moves the content of one directory; files for which the tree has something else already are reported.
@@ -167,4 +175,16 @@ fn move_dir(stage: &Tree, tree: &Tree, path: &str, clashes: &mut Vec<String>) ->
         renameat(from.as_fd(), name, to.as_fd(), name).with_context(|| format!("moving {below} into the tree"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spellings;
+
+    #[test]
+    fn a_place_below_usr_has_an_older_spelling() {
+        assert_eq!(spellings("/usr/lib/systemd/x"), ["/usr/lib/systemd/x", "/lib/systemd/x"]);
+        assert_eq!(spellings("/etc/x"), ["/etc/x"]);
+        assert_eq!(spellings("/usrlocal"), ["/usrlocal"]);
+    }
 }

@@ -89,6 +89,9 @@ pub fn unpack(
     let has_preinst: Vec<_> = known.iter().map(|known| known.control.files.contains_key("preinst")).collect();
     let waves = waves::waves(&paragraphs, &has_preinst);
     let database = Database::create(root)?;
+    if known.iter().any(|known| known.name() == MERGED_USR) {
+        merged_usr(root)?;
+    }
     let tree = Tree::open(root)?;
     fs_err::create_dir_all(root.join(filter::CONFIG_PATH).parent().context("path")?)?;
     fs_err::write(root.join(filter::CONFIG_PATH), filter)?;
@@ -183,16 +186,36 @@ fn preinst(known: &Known, database: &Database, sandbox: &Sandbox) -> anyhow::Res
     Ok(())
 }
 
-/// A staging tree: empty but for the symbolic links at the top of the real one (`/bin -> usr/bin`).
+/// A package that asserts a merged `/usr`. Where it is needed, no package ships the links at the top: whoever makes the tree
+/// must, before the first file appears (debootstrap and mmdebstrap do the same).
+const MERGED_USR: &str = "usr-is-merged";
+
+/// The directories that are links into `/usr`.
+const LINKS: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
+
+fn merged_usr(root: &Path) -> anyhow::Result<()> {
+    for name in LINKS {
+        fs_err::create_dir_all(root.join("usr").join(name))?;
+        fs_err::os::unix::fs::symlink(Path::new("usr").join(name), root.join(name))?;
+    }
+    Ok(())
+}
+
+/// A staging tree: empty but for the symbolic links at the top of the real one (`/bin -> usr/bin`) and what they lead to.
 fn open_stage(path: &Path, tree: &Tree) -> anyhow::Result<Tree> {
     fs_err::create_dir_all(path)?;
+    let stage = Tree::open(path)?;
     for entry in fs_err::read_dir(tree.path())? {
         let entry = entry?;
         if entry.file_type()?.is_symlink() {
-            fs_err::os::unix::fs::symlink(fs_err::read_link(entry.path())?, path.join(entry.file_name()))?;
+            let target = fs_err::read_link(entry.path())?;
+            if entry.path().is_dir() {
+                stage.ensure_dir(&tree::absolute(&target)?)?;
+            }
+            fs_err::os::unix::fs::symlink(target, path.join(entry.file_name()))?;
         }
     }
-    Tree::open(path)
+    Ok(stage)
 }
 
 /// Extracts packages at once, biggest first; results in the order of `packages`.
@@ -240,4 +263,24 @@ pub fn parallel<T: Sync, R: Send>(
     let mut results = results.into_inner().map_err(|_| anyhow::anyhow!("a worker thread panicked"))?;
     results.sort_by_key(|(index, _)| *index);
     results.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_from_before_the_merged_usr_are_unpacked_into_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, stage) = (dir.path().join("root"), dir.path().join("stage"));
+        merged_usr(&root).unwrap();
+        let root = Tree::open(&root).unwrap();
+        root.ensure_dir("/bin").unwrap();
+        let stage = open_stage(&stage, &root).unwrap();
+        for tree in [&root, &stage] {
+            tree.ensure_dir("/lib/systemd/system").unwrap();
+            assert!(tree.path().join("usr/lib/systemd/system").is_dir());
+            assert!(tree.path().join("lib").is_symlink());
+        }
+    }
 }

@@ -91,20 +91,16 @@ impl Replacement<'_> {
         loop {
             self.client.keep_alive(lock).await?;
             let members = self.client.members().await?;
-            let own = members.iter().find(|m| m.peer_urls.iter().any(|url| url == self.peer_url));
-            let own = own.context("etcd's members do not include this node any more")?;
-            if !own.learner && own.has_started() {
-                return Ok(());
-            }
-            let why = if own.has_started() {
-                // etcd refuses below 90 % of the leader's log.
-                match self.client.promote_at(&self.leader(&members).await?, own.id).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) => error.to_string(),
-                }
-            } else {
-                "not started yet".to_owned()
-            };
+            let why =
+                match standing(&members, self.peer_url).context("etcd's members do not include this node any more")? {
+                    Standing::Votes => return Ok(()),
+                    Standing::NotStarted => "not started yet".to_owned(),
+                    // etcd refuses below 90 % of the leader's log.
+                    Standing::Learns(id) => match self.client.promote_at(&self.leader(&members).await?, id).await {
+                        Ok(()) => return Ok(()),
+                        Err(error) => error.to_string(),
+                    },
+                };
             self.board.waiting(format!("etcd here to catch up: {why}"));
             tokio::time::sleep(PAUSE).await;
         }
@@ -118,5 +114,49 @@ impl Replacement<'_> {
             }
         }
         bail!("etcd has no leader")
+    }
+}
+
+/// Where a member stands on its way to a vote.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    Votes,
+    Learns(u64),
+    NotStarted,
+}
+
+/// Of the member that others reach at `peer_url`. One that has never started must not be promoted, which etcd before 3.4.24
+/// and 3.5.7 would do: a vote that nobody casts can end the quorum.
+fn standing(members: &[Member], peer_url: &str) -> Option<Standing> {
+    let own = members.iter().find(|member| member.peer_urls.iter().any(|url| url == peer_url))?;
+    Some(match (own.has_started(), own.learner) {
+        (false, _) => Standing::NotStarted,
+        (true, true) => Standing::Learns(own.id),
+        (true, false) => Standing::Votes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_learner_that_has_started_is_promoted() {
+        let member = |name: &str, client_urls: &[&str], learner| Member {
+            id: 7,
+            name: name.to_owned(),
+            peer_urls: vec!["https://10.0.0.12:2380".to_owned()],
+            client_urls: client_urls.iter().map(ToString::to_string).collect(),
+            learner,
+        };
+        let of = |member: Member| standing(&[member], "https://10.0.0.12:2380");
+        let url = ["https://10.0.0.12:2379"];
+        assert_eq!(of(member("pg-2", &url, true)), Some(Standing::Learns(7)));
+        assert_eq!(of(member("pg-2", &url, false)), Some(Standing::Votes));
+        // In the list, but never started: as `member add` leaves it, or half published.
+        assert_eq!(of(member("", &[], true)), Some(Standing::NotStarted));
+        assert_eq!(of(member("pg-2", &[], true)), Some(Standing::NotStarted));
+        assert_eq!(of(member("", &url, false)), Some(Standing::NotStarted));
+        assert_eq!(standing(&[member("pg-2", &url, true)], "https://10.0.0.13:2380"), None);
     }
 }

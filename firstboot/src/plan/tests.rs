@@ -41,6 +41,15 @@ fn what_is_not_carried_out_is_refused() {
     assert!(problems.iter().all(|problem| !problem.remedy.is_empty()));
 }
 
+#[test]
+fn a_component_that_is_too_old_is_refused_before_anything_starts() {
+    let mut wanted = desired();
+    wanted.image.components.get_mut("patroni").unwrap().version = "2.1.7-1".to_owned();
+    let problems = plan(&wanted, &facts(), &State::default()).unwrap_err();
+    assert!(problems[0].what.contains("failsafe") && problems[0].remedy.contains("3.0.0"), "{}", problems[0]);
+    plan(&crate::fixtures::desired_of_oldest_image(), &facts(), &State::default()).unwrap();
+}
+
 /// Steps of the node in `slot` of the layout with three databases, three proxies and a repository host.
 fn steps(slot: &str) -> Vec<String> {
     let plan = plan(&crate::fixtures::desired_as(slot), &facts(), &State::default()).unwrap();

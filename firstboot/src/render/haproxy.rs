@@ -35,7 +35,11 @@ global
 
 defaults
     mode tcp
-    timeout connect 2s
+    # A refused connection is tried again after `timeout connect`, and goes elsewhere once the server is known to be down:
+    # clients that connect during a switchover wait a moment instead of failing.
+    retries 6
+    option redispatch
+    timeout connect {}ms
     timeout check 2s
     timeout client 30m
     timeout server 30m
@@ -47,6 +51,7 @@ defaults
 backend authority
     server none 127.0.0.1:1 check-ssl verify required ca-file {CA} disabled
 ",
+        preset.connect_ms,
         pace(&preset),
     );
     text.push_str(&listener("rw", 5000, "roundrobin", "/primary"));

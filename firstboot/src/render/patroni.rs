@@ -141,7 +141,8 @@ pub fn dynamic(desired: &Desired, facts: &Facts) -> Result<Value> {
         "check_timeline": true,
         "postgresql": {"use_pg_rewind": true, "use_slots": true, "parameters": cluster_parameters(desired, facts)},
     });
-    let start_timeout = if patroni >= (4, 0, 0) { "primary_start_timeout" } else { "master_start_timeout" };
+    // Renamed in 3.0.0; later releases take the old name for some time.
+    let start_timeout = if patroni >= (3, 0, 0) { "primary_start_timeout" } else { "master_start_timeout" };
     value[start_timeout] = json!(preset.primary_start_timeout);
     if spec.postgres.durability == Durability::ZeroLoss {
         let mode = if patroni >= (4, 0, 0) { json!("quorum") } else { json!(true) };

@@ -17,6 +17,8 @@ pub struct Preset {
     pub safety_margin: u32,
     /// HAProxy: between checks of a healthy server, of a changing one, of a dead one (ms).
     pub check_ms: [u32; 3],
+    /// HAProxy: for one attempt to connect, and between two (ms).
+    pub connect_ms: u32,
     /// HAProxy: checks until up, until down.
     pub rise_fall: [u32; 2],
     /// etcd: election timeout (ms).
@@ -33,6 +35,7 @@ pub const fn of(rto: Rto) -> Preset {
             primary_start_timeout: 10,
             safety_margin: 5,
             check_ms: [1000, 500, 1000],
+            connect_ms: 300,
             rise_fall: [2, 3],
             election_ms: 1000,
         },
@@ -43,6 +46,7 @@ pub const fn of(rto: Rto) -> Preset {
             primary_start_timeout: 20,
             safety_margin: 5,
             check_ms: [1000, 500, 1000],
+            connect_ms: 500,
             rise_fall: [2, 3],
             election_ms: 1000,
         },
@@ -53,6 +57,7 @@ pub const fn of(rto: Rto) -> Preset {
             primary_start_timeout: 45,
             safety_margin: 10,
             check_ms: [3000, 1000, 3000],
+            connect_ms: 2000,
             rise_fall: [3, 3],
             election_ms: 2000,
         },

@@ -17,6 +17,40 @@ fn patroni_config() {
     insta::assert_snapshot!(patroni::config(&desired(), &facts()).unwrap());
 }
 
+/// What the oldest supported components are told, where that differs from what the newest ones are.
+#[test]
+fn differences_for_the_oldest_components() {
+    use crate::fixtures::{desired_as, of_oldest_image};
+    type Render = fn(&crate::plan::Desired) -> String;
+    let renders: [(&str, &str, Render); 4] = [
+        ("etcd.env", "pg-1", |node| etcd::environment(&node.input().unwrap(), etcd::InitialState::New)),
+        ("patroni.yml", "pg-1", |node| patroni::config(node, &facts()).unwrap()),
+        ("pgbackrest.conf", "pg-1", |node| of_pgbackrest(node, "/run/pgkiln/pgbackrest/pgbackrest.conf")),
+        ("pgbackrest.conf", "bkp-1", |node| of_pgbackrest(node, "/run/pgkiln/pgbackrest/pgbackrest.conf")),
+    ];
+    let mut text = String::new();
+    for (name, slot, render) in renders {
+        let (newest, oldest) = (render(&desired_as(slot)), render(&of_oldest_image(desired_as(slot))));
+        text.push_str(&format!("## {name} of {slot}\n"));
+        let (new, old): (Vec<_>, Vec<_>) = (newest.lines().collect(), oldest.lines().collect());
+        text.extend(new.iter().filter(|line| !old.contains(line)).map(|line| format!("- {line}\n")));
+        text.extend(old.iter().filter(|line| !new.contains(line)).map(|line| format!("+ {line}\n")));
+    }
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn zero_loss_is_a_quorum_where_patroni_knows_one() {
+    for (version, mode) in [("3.0.2-1", json!(true)), ("3.3.2-1", json!(true)), ("4.0.0-1", json!("quorum"))] {
+        let mut desired = desired();
+        desired.image.components.get_mut("patroni").unwrap().version = version.to_owned();
+        let dynamic = patroni::dynamic(&desired, &facts()).unwrap();
+        assert_eq!((&dynamic["synchronous_mode"], &dynamic["synchronous_node_count"]), (&mode, &json!(1)), "{version}");
+        assert_eq!(dynamic["member_slots_ttl"].is_null(), mode == json!(true), "{version}");
+        assert_eq!(dynamic["primary_start_timeout"], 20, "{version}");
+    }
+}
+
 #[test]
 fn haproxy_config() {
     let spec = desired().accepted.spec;

@@ -18,7 +18,7 @@ pub struct Tweaks {
 
 impl Default for Tweaks {
     fn default() -> Self {
-        Self { wake_patroni: false, push_roles: true, move_etcd_leader: true }
+        Self { wake_patroni: true, push_roles: true, move_etcd_leader: true }
     }
 }
 

@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn every_setting_of_the_image_has_a_reason() {
-        let settings = parse(include_str!("../../../images/debian-13/tree/usr/lib/sysctl.d/60-pgkiln.conf"));
+        let settings = parse(include_str!("../../../images/common/tree/usr/lib/sysctl.d/60-pgkiln.conf"));
         assert!(settings.len() > 8 && settings.iter().all(|setting| !setting.formula.is_empty()), "{settings:?}");
         let keepalive = settings.iter().find(|setting| setting.name == "net.ipv4.tcp_keepalive_intvl").unwrap();
         assert_eq!(

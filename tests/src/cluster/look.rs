@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
+use firstboot::image_info::ImageInfo;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -66,6 +67,18 @@ impl TestCluster {
     pub fn patroni_members(&self, slot: &str) -> anyhow::Result<Vec<PatroniMember>> {
         let text = self.output(slot, &["patronictl", "list", "-f", "json"])?;
         serde_json::from_str(&text).with_context(|| format!("reading patronictl's list: {text}"))
+    }
+
+    /// Slots that receive WAL, as PostgreSQL on `leader` has it. `patronictl list` says so from Patroni 3.0.4 on only.
+    pub fn streaming_from(&self, leader: &str) -> anyhow::Result<BTreeSet<String>> {
+        let sql = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'";
+        Ok(self.psql(leader, sql)?.lines().map(str::to_owned).collect())
+    }
+
+    /// What the image on `slot` says about itself.
+    pub fn image_info(&self, slot: &str) -> anyhow::Result<ImageInfo> {
+        let text = self.output(slot, &["cat", "/usr/lib/pgkiln/image.json"])?;
+        serde_json::from_str(&text).context("reading image.json")
     }
 
     /// Slots in Patroni's `/sync` key, asked on `slot`: those that may take over without losing anything.

@@ -76,7 +76,8 @@ fn nothing_is_founded(cluster: &TestCluster, cause: &str) -> anyhow::Result<()> 
     std::thread::sleep(QUIET);
     for slot in &cluster.slots {
         check_nothing_founded(cluster, slot)?;
-        let control = cluster.var(slot).join("lib/postgresql/17/main/global/pg_control");
+        let major = cluster.image_info(slot)?.postgresql_major()?;
+        let control = cluster.var(slot).join(format!("lib/postgresql/{major}/main/global/pg_control"));
         ensure!(control.exists(), "{slot}: PostgreSQL's data is gone");
     }
     Ok(())
