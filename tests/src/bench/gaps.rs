@@ -16,8 +16,12 @@ use crate::workspace;
 /// Switchover: shutdown checkpoint, 1 s of grace, promotion, checks. Postmaster: up to one `loop_wait` until Patroni
 /// looks, then a local restart. Node: what is left of the lease (`ttl - loop_wait` to `ttl`), its expiry scan, promotion and
 /// checks; with an etcd leader that died too, an election and a prolonged lease more.
-const MEASURED: [(&str, &str, f64); 3] =
-    [("switchover", "2-5", 2.0), ("postmaster-killed", "1-8", 5.0), ("node-killed", "15.8-26.0 (etcd too: -29)", 20.0)];
+const MEASURED: [(&str, &str, f64); 4] = [
+    ("switchover", "2-5", 2.0),
+    ("switchover-to", "2-5", 2.0),
+    ("postmaster-killed", "1-8", 5.0),
+    ("node-killed", "15.8-26.0 (etcd too: -29)", 20.0),
+];
 
 /// Seconds without an acknowledgement, by what happened.
 #[derive(Debug, Serialize)]
@@ -55,7 +59,7 @@ impl Gaps {
             "write gap (s)", "runs", "median", "worst", "goal"
         );
         for row in &self.rows {
-            let measured = MEASURED.iter().find(|(name, ..)| row.label.starts_with(name));
+            let measured = MEASURED.iter().find(|(name, ..)| row.label == *name);
             let (arithmetic, goal) = measured.map_or(("", 0.0), |(_, arithmetic, goal)| (*arithmetic, *goal));
             let worst = row.runs.iter().copied().fold(0.0, f64::max);
             let (runs, median) = (row.runs.len(), median(&row.runs));

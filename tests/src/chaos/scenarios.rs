@@ -18,8 +18,9 @@ pub struct Scenario {
 }
 
 /// All of them.
-pub const ALL: [Scenario; 12] = [
+pub const ALL: [Scenario; 13] = [
     Scenario { name: "switchover", act: switchover, short: true },
+    Scenario { name: "switchover-to", act: switchover_to, short: true },
     Scenario { name: "postmaster-killed", act: postmaster_killed, short: true },
     Scenario { name: "patroni-killed", act: patroni_killed, short: true },
     Scenario { name: "haproxy-killed", act: haproxy_killed, short: true },
@@ -44,16 +45,30 @@ pub fn named(name: &str) -> anyhow::Result<&'static Scenario> {
 /// When writes must be possible again.
 const WRITES: Duration = Duration::from_secs(90);
 
+/// To whichever replica is best: all of them stand for election, and those that lose follow at once.
 fn switchover(scene: &mut Scene<'_>) -> anyhow::Result<String> {
-    let (cluster, leader) = (scene.cluster, scene.leader.clone());
+    let leader = scene.leader.clone();
+    switch_over(scene, &["patronictl", "switchover", "--leader", &leader, "--force"])
+}
+
+/// To one that is named: the others give it two seconds (`process_unhealthy_cluster` in Patroni's `ha.py`) before they
+/// follow, and without one that follows nothing is acknowledged.
+fn switchover_to(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let leader = scene.leader.clone();
     let candidate = scene.random.one_of(&scene.replicas()).clone();
     let argv = ["patronictl", "switchover", "--leader", &leader, "--candidate", &candidate, "--force"];
-    let said = cluster.output(&leader, &argv)?;
+    let told = switch_over(scene, &argv)?;
+    ensure!(told.ends_with(&candidate), "{told}, not to {candidate}");
+    Ok(told)
+}
+
+fn switch_over(scene: &Scene<'_>, argv: &[&str]) -> anyhow::Result<String> {
+    let said = scene.cluster.output(&scene.leader, argv)?;
     ensure!(said.contains("Successfully switched over"), "{said}");
     scene.wait_write_after(Instant::now(), WRITES)?;
     let last = scene.observers.last().context("no write")?;
-    ensure!(*last.slot == candidate, "{} writes, not {candidate}", last.slot);
-    Ok(format!("{leader} -> {candidate}"))
+    ensure!(*last.slot != *scene.leader, "{} still writes", last.slot);
+    Ok(format!("{} -> {}", scene.leader, last.slot))
 }
 
 fn postmaster_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {
