@@ -142,6 +142,8 @@ fn first_run(cluster: &TestCluster) -> anyhow::Result<Vec<String>> {
 fn must_stay(path: &str, power_cut: bool) -> bool {
     // A birth record grows by stages; a temporary file is a leftover of the crash. etcd is told `new` once.
     let moving = path.contains("/birth/") || path.ends_with(".new") || path.ends_with("/etcd.env");
+    // There until PostgreSQL's directory is a database.
+    let moving = moving || path.ends_with("/postgresql-unborn.json");
     !moving && (path.starts_with("/var/") || !power_cut)
 }
 
