@@ -343,6 +343,7 @@ fn a_bake_from_a_store_without_network_gives_the_same_bytes() -> Result {
     let work = scratch(&cache)?;
     // Inside the checkout, because role profiles are found from there; with the locks that can be fetched today.
     let images = tempfile::Builder::new().prefix("images-").tempdir_in(workspace::root().join("target"))?;
+    copy_tree(&workspace::image("common"), &images.path().join("common"))?;
     for name in ["debian-13", "tools"] {
         let image = images.path().join(name);
         copy_tree(&workspace::image(name), &image)?;

@@ -5,12 +5,16 @@
 //! sweeps the directory away before it starts.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use crate::cache::Cache;
 
+/// For what a dead process had started to end.
+const ENDING: Duration = Duration::from_secs(10);
 /// What our directories in `<cache>/work` start with.
 const PREFIX: &str = "bake-";
 
@@ -70,11 +74,24 @@ fn sweep(parent: &Path) -> anyhow::Result<()> {
             Err(_) => true,
         };
         if dead {
-            fs_err::remove_dir_all(&path)?;
+            remove(&path)?;
             let _ = fs_err::remove_file(&lock_path);
         }
     }
     Ok(())
+}
+
+/// What a killed bake had started ends a moment after it, and may still write while its directory is removed.
+fn remove(dir: &Path) -> std::io::Result<()> {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        match fs_err::remove_dir_all(dir) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            done => return done,
+        }
+    }
 }
 
 #[cfg(test)]
