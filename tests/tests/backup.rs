@@ -187,6 +187,10 @@ fn restored(cluster: &TestCluster) -> anyhow::Result<()> {
     let settings = cluster.output(BKP, &["cat", "/run/pgkiln/pgbackrest/pgbackrest.conf"])?;
     let fresh = TestCluster::builder().named("restore").nodes(1).without_seeds().up()?;
     let machine = &fresh.slots[0];
+    // Its /var was empty; who copies into it before tmpfiles has run meets no directory.
+    fresh.wait_for("the new machine's /var", Duration::from_secs(60), || {
+        fresh.output(machine, &["systemctl", "is-active", "systemd-tmpfiles-setup.service"])
+    })?;
     let (repository, to) = (cluster.var(BKP).join("lib/pgbackrest"), fresh.var(machine).join("lib"));
     Cmd::new(&CP).arg("-a").arg(repository).arg(to).run().context("moving the repository to the new machine")?;
     let script = format!(

@@ -15,10 +15,14 @@ use super::config::{Engine, NodeOptions, Options};
 use super::status::{NodeState, NodeStatus};
 use super::{cgroup, console, net, nspawn};
 use crate::problem::Problem;
-use crate::tool::Running;
+use crate::tool::{Cmd, Running, Tool};
 
 /// From the engine's start to the node's PID 1.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// Between two requests to power off.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// systemd's signal for it is a real-time one, which only a program can send here without unsafe code.
+const KILL: Tool = Tool { name: "kill", package: "procps", minimum: None, why: "powering off a node of the lab" };
 /// From killing all processes to having seen the last one go.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -208,16 +212,32 @@ impl Node {
             self.change(&mut state, NodeState::Stopping);
             signal::kill(process, Signal::SIGTERM).context("asking the node to power off")?;
         }
-        if self.wait_until_off(limit) {
-            return Ok(());
+        let deadline = Instant::now() + limit;
+        while !self.wait_until_off(ASK_AGAIN.min(deadline.saturating_duration_since(Instant::now()))) {
+            if Instant::now() >= deadline {
+                return Err(self.still_on(limit));
+            }
+            self.ask_again()?;
         }
+        Ok(())
+    }
+
+    /// A PID 1 that has just been started has no handler yet, and the kernel drops what it does not handle.
+    fn ask_again(&self) -> anyhow::Result<()> {
+        let Some(init) = self.lock().init else { return Ok(()) };
+        let asked = Cmd::new(&KILL).args(["-s", "RTMIN+4"]).arg(init.to_string()).run();
+        // Gone meanwhile: that is what was asked for.
+        if self.lock().is == NodeState::Off { Ok(()) } else { asked.map(drop) }
+    }
+
+    fn still_on(&self, limit: Duration) -> anyhow::Error {
         let slot = &self.options.slot;
-        Err(Problem::new(
+        Problem::new(
             format!("node `{slot}` has not powered off within {} s", limit.as_secs()),
             console::path(&self.dir).display().to_string(),
             format!("see what it waits for with `pgkiln lab logs {} {slot}`, or kill it", self.lab),
         )
-        .into())
+        .into()
     }
 
     fn wait_until_off(&self, limit: Duration) -> bool {
