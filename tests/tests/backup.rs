@@ -295,8 +295,8 @@ fn handover(cluster: &TestCluster) -> anyhow::Result<f64> {
 }
 
 fn other_version(cluster: &TestCluster) -> anyhow::Result<()> {
-    let script = "sed 's/\"version\": *\"2\\.[0-9.]*-/\"version\": \"2.1.0-/' /usr/lib/pgkiln/image.json > /run/image.json \
-                  && grep -q 2.1.0- /run/image.json && mount --bind /run/image.json /usr/lib/pgkiln/image.json";
+    let script = "sed 's/\"version\": *\"2\\.[0-9.]*-/\"version\": \"2.99.0-/' /usr/lib/pgkiln/image.json > /run/image.json \
+                  && grep -q 2.99.0- /run/image.json && mount --bind /run/image.json /usr/lib/pgkiln/image.json";
     cluster.output(BKP, &["sh", "-c", script])?;
     refused(cluster, "both ends must be exactly the same version")?;
     cluster.output(BKP, &["umount", "/usr/lib/pgkiln/image.json"])?;
