@@ -29,6 +29,6 @@ torture what *args:
 bench-bake runs="3":
     cargo run --release -p pgkiln-tests --bin bench-bake -- {{runs}}
 
-# Real clusters: `just bench form` (beside a hand-written script), `just bench failover`, `just bench gaps`. Root, PGKILN_TEST_IMAGE.
+# Real clusters: `just bench form` (beside a hand-written script), `just bench failover|gaps|wins`. Root, PGKILN_TEST_IMAGE.
 bench what *args:
     cargo run --release -p pgkiln-tests --bin bench -- {{what}} {{args}}

@@ -5,7 +5,7 @@
 //! <cache>/partial/ab12…         downloads under way, resumed by the next run
 //! <cache>/relock/<image>.lock   locks resolved anew by --relock (the source tree is never edited)
 //! <cache>/seen/<image>.json     how recent every archive was when it was last believed
-//! <cache>/work/…                scratch directories, removed when their command ends
+//! <cache>/work                  scratch directories, removed when their command ends
 //! <cache>/locks/…               locks between concurrent pgkiln processes
 //! ```
 //!

@@ -284,7 +284,8 @@ impl Member {
             return Ok(());
         }
         let login = Credentials::new("patroni", self.desired.secrets.passwords.get(Password::EtcdPatroni)?);
-        let pgdata = Pgdata { layout: &self.host.layout, path, prefix: &self.patroni_prefix() };
+        let etcd_cluster = self.any_status(client).await?.cluster_id();
+        let pgdata = Pgdata { layout: &self.host.layout, path, prefix: &self.patroni_prefix(), etcd_cluster };
         if let Some(note) = pgdata.put_unborn_aside(&client.with_credentials(Some(login))).await? {
             tracing::warn!("{note}");
             self.host.board.note(note);

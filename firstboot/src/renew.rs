@@ -61,7 +61,7 @@ impl Renewal {
         let (layout, spec) = (&self.host.layout, self.desired.spec());
         let due = match spec.is_voter() {
             true => self.is_voter_due()?,
-            false => pki::is_due(pki::stored_ends(&layout.pki(), "agent")?),
+            false => pki::is_due(self.first_end()?),
         };
         // Written before anything else: whoever is killed in between goes on from here.
         let unfinished = layout.run().join("pki/renewing");
@@ -74,10 +74,18 @@ impl Renewal {
             join::renew(layout, spec, &voters.collect()).await?;
         }
         step::renew_certificates(&self.host, spec, &self.desired.secrets)?;
+        // Starting anew for what would be due again at once would never end.
+        let still = if spec.is_voter() { self.is_voter_due()? } else { pki::is_due(self.first_end()?) };
+        anyhow::ensure!(!still, "the new certificates are due already; is this machine's clock right?");
         tracing::info!("certificates renewed");
         self.tell().await?;
         durable::remove(&unfinished)?;
         Ok(true)
+    }
+
+    /// When the first of this node's certificates ends.
+    fn first_end(&self) -> Result<SystemTime> {
+        join::first_end(&self.host.layout, &pki::leaves(self.desired.spec(), self.desired.ip()?))
     }
 
     /// A voter issues for itself what its intermediate allows; a new intermediate came with a new seed.

@@ -67,6 +67,7 @@ struct Done {
     system_id: bool,
     reconciled: bool,
     patched: bool,
+    born: bool,
     /// Looks since this node was last good.
     doubtful: u32,
 }
@@ -88,6 +89,11 @@ impl Watch {
             }
             let (verdict, why) = verdict::judge(&health);
             self.say(verdict, why);
+            // Leads or follows: whatever is in PostgreSQL's directory is a database now.
+            if verdict == Verdict::Good && !done.born {
+                let removed = durable::remove(&self.layout.unborn());
+                done.born = removed.map_err(|error| tracing::warn!("{error:#}")).is_ok();
+            }
             if let Err(error) = self.chores(&health, &mut done).await {
                 tracing::warn!("{error:#}");
             }
@@ -98,12 +104,6 @@ impl Watch {
 
     fn say(&self, verdict: Verdict, why: Option<String>) {
         if self.board.get().verdict != verdict {
-            // Leads or follows: whatever is in PostgreSQL's directory is a database now.
-            if verdict == Verdict::Good
-                && let Err(error) = durable::remove(&self.layout.unborn())
-            {
-                tracing::warn!("{error:#}");
-            }
             tracing::info!("verdict: {verdict:?}{}", why.as_ref().map(|w| format!(" ({w})")).unwrap_or_default());
         }
         self.board.verdict(verdict);

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use crate::cluster::TestCluster;
-use crate::plot::{Bar, bars, median};
+use crate::plot::{Bar, bars, histograms, median};
 use crate::workspace;
 
 mod gaps;
@@ -140,6 +140,15 @@ pub fn postmaster_gap(cluster: &TestCluster) -> anyhow::Result<f64> {
     let log = writer.stop();
     ensure!(cluster.lost(&leader, &log)? == 0, "acknowledged rows are lost");
     Ok(log.longest_pause.as_secs_f64())
+}
+
+/// Histograms of pauses, and the numbers, in `target/bench/NAME.{svg,json}`.
+fn draw_gaps(name: &str, rows: &[Bar]) -> anyhow::Result<()> {
+    let dir = workspace::root().join("target/bench");
+    fs_err::create_dir_all(&dir)?;
+    fs_err::write(dir.join(format!("{name}.json")), serde_json::to_vec_pretty(&serde_json::json!({"rows": rows}))?)?;
+    fs_err::write(dir.join(format!("{name}.svg")), histograms("Longest time without a write, preset fast", "s", rows))?;
+    Ok(())
 }
 
 /// A table of medians; the same numbers as JSON and as a chart go to `target/bench/NAME.{json,svg}`.

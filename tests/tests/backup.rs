@@ -306,7 +306,7 @@ fn other_version(cluster: &TestCluster) -> anyhow::Result<()> {
 fn wrong_passphrase(cluster: &TestCluster) -> anyhow::Result<()> {
     let secrets = "/var/lib/pgkiln/secrets.json";
     let change =
-        format!("cp -a {secrets} /run/s && sed -i 's/\"repository\": \"..../\"repository\": \"XXXX/' {secrets}");
+        format!("cp -a {secrets} /run/s && sed -i 's/\"repository\": \"..../\"repository\": \"____/' {secrets}");
     cluster.output(BKP, &["sh", "-c", &change])?;
     refused(cluster, "the passphrase of this cluster does not open the repository")?;
     cluster.output(BKP, &["cp", "-a", "/run/s", secrets])?;

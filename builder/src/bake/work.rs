@@ -1,6 +1,6 @@
 //! Scratch directories that leave nothing behind.
 //!
-//! Whatever is being made lies in `<cache>/work/bake-…` and only moves to its place when it is complete. A directory belongs
+//! Whatever is being made lies in a `bake-…` of the cache and only moves to its place when it is complete. A directory belongs
 //! to the process that holds the lock on the file beside it; when that process is gone, however it went, the next one
 //! sweeps the directory away before it starts.
 

@@ -34,7 +34,7 @@ impl KeyValue {
 /// Outcome of a compare-and-swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swap {
-    /// The comparison held: written.
+    /// The comparison held: written, or deleted.
     Done,
     /// It did not: what is there instead (`None`: nothing).
     Lost(Option<KeyValue>),
@@ -90,9 +90,18 @@ impl Client {
 
     /// Writes a key if its last change is still `revision` (0: if it does not exist).
     pub async fn replace(&self, key: &str, value: &[u8], lease: Option<LeaseId>, revision: i64) -> Result<Swap, Error> {
+        self.compare(key, revision, json!({"request_put": put(key, value, lease)})).await
+    }
+
+    /// Deletes a key if its last change is still `revision`.
+    pub async fn delete_at(&self, key: &str, revision: i64) -> Result<Swap, Error> {
+        self.compare(key, revision, json!({"request_delete_range": {"key": encode(key)}})).await
+    }
+
+    async fn compare(&self, key: &str, revision: i64, then: Value) -> Result<Swap, Error> {
         let body = json!({
             "compare": [{"key": encode(key), "target": "MOD", "result": "EQUAL", "mod_revision": revision.to_string()}],
-            "success": [{"request_put": put(key, value, lease)}],
+            "success": [then],
             "failure": [{"request_range": {"key": encode(key)}}],
         });
         let txn: Txn = self.call("kv/txn", &body).await?;

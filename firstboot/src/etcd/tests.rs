@@ -73,7 +73,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-async fn until_up(client: &Client) {
+pub(crate) async fn until_up(client: &Client) {
     for _ in 0..100 {
         if client.get("up").await.is_ok() {
             return;

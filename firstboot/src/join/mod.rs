@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 
 pub use admit::{Admission, Bound, Desk, Refused, Registry, Voter};
 pub use ask::{Joined, ask};
-pub use renew::{RENEW_PATH, Renewal, Renewed, renew};
+pub use renew::{RENEW_PATH, Renewal, Renewed, first_end, renew};
 
 use crate::spec::{Held, Role, Secret};
 

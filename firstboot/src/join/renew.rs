@@ -3,18 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
 use super::admit::{key, not_now};
 use super::{Admission, Refused, Registry, SCHEMA, sha256};
 use crate::layout::Layout;
-use crate::pki::{self, Signer};
+use crate::pki::{self, Leaf, Signer};
 use crate::problem::Problem;
 use crate::spec::NodeSpec;
 
@@ -78,20 +75,33 @@ impl<R: Registry> Admission<R> {
     }
 }
 
-/// Certificates end with the voters' intermediate at the latest: the same end again would be asked for every hour.
-fn check_gain(dir: &Path, renewed: &Renewed) -> Result<()> {
-    let chain = renewed.certificates.get("agent").context("no certificate `agent`")?;
-    let new = CertificateDer::from_pem_slice(chain.as_bytes()).context("reading the new certificate")?;
-    let gained = pki::ends(&new)?.duration_since(pki::stored_ends(dir, "agent")?).unwrap_or_default();
-    ensure!(
-        gained >= Duration::from_secs(24 * 3600),
-        "the voters' intermediate certificate ends as early as this node's: run `pgkiln cluster renew`, where the \
-         cluster was defined"
-    );
-    Ok(())
+/// When the first of these certificates ends. A kill may have left some of them renewed.
+pub fn first_end(layout: &Layout, leaves: &[Leaf]) -> Result<SystemTime> {
+    let ends = leaves.iter().map(|leaf| pki::stored_ends(&layout.pki(), &leaf.name)).collect::<Result<Vec<_>>>()?;
+    ends.into_iter().min().context("this node has no certificates")
 }
 
-/// Asks one voter after the other and stores what the first one signs.
+/// Stores what a voter signed. Certificates end with its intermediate at the latest: one that ends when the present one does
+/// would be asked for every hour.
+fn keep(layout: &Layout, leaves: &[Leaf], renewed: &Renewed) -> Result<()> {
+    let present = first_end(layout, leaves)?;
+    let chains = leaves.iter().map(|leaf| {
+        let chain = renewed.certificates.get(&leaf.name);
+        let chain = chain.with_context(|| format!("it signed no certificate `{}`", leaf.name))?;
+        let gained = pki::ends_pem(chain)?.duration_since(present).unwrap_or_default();
+        ensure!(
+            gained >= Duration::from_secs(24 * 3600),
+            "its intermediate certificate ends as early as this node's: run `pgkiln cluster renew`, where the cluster was \
+             defined"
+        );
+        Ok((&leaf.name, chain))
+    });
+    // All or none: what is wrong with one is wrong with the answer.
+    let chains = chains.collect::<Result<Vec<_>>>()?;
+    chains.into_iter().try_for_each(|(name, chain)| pki::install(&layout.pki(), name, chain))
+}
+
+/// Asks one voter after the other until one signs certificates that last longer, and stores them.
 pub async fn renew(layout: &Layout, spec: &NodeSpec, voters: &BTreeMap<String, SocketAddr>) -> Result<()> {
     let ip = spec.ip().context("the specification gives this node no address")?;
     let (dir, leaves) = (layout.pki(), pki::leaves(spec, ip));
@@ -101,15 +111,10 @@ pub async fn renew(layout: &Layout, spec: &NodeSpec, voters: &BTreeMap<String, S
     let mut reasons = Vec::new();
     for (slot, address) in voters {
         match super::ask::one::<Renewed>(&http, &request, slot, address.port(), RENEW_PATH).await {
-            Ok(Ok(renewed)) => {
-                check_gain(&dir, &renewed)?;
-                for leaf in &leaves {
-                    let chain = renewed.certificates.get(&leaf.name);
-                    let chain = chain.with_context(|| format!("{slot} signed no certificate `{}`", leaf.name))?;
-                    pki::install(&dir, &leaf.name, chain)?;
-                }
-                return Ok(());
-            }
+            Ok(Ok(renewed)) => match keep(layout, &leaves, &renewed) {
+                Ok(()) => return Ok(()),
+                Err(error) => reasons.push(format!("{slot}: {error:#}")),
+            },
             Ok(Err(problem)) => reasons.push(format!("{slot} refuses: {}; {}", problem.what, problem.remedy)),
             Err(error) => reasons.push(format!("{slot} ({address}): {error:#}")),
         }

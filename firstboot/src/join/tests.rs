@@ -206,6 +206,7 @@ fn certificates_are_renewed_for_the_machine_that_joined_and_for_nobody_else() {
         let read = |name: &str| fs_err::read_to_string(layout.pki().join(name)).unwrap();
         let early = renew(&layout, &spec, &cluster.voters).await.unwrap_err().to_string();
         assert!(early.contains("pgkiln cluster renew"), "nothing to be won: {early}");
+        let in_eighty_days = std::time::SystemTime::now() + std::time::Duration::from_hours(80 * 24);
         let ten_days = cluster.ca.signer().with_lifetime(std::time::Duration::from_hours(240));
         for leaf in pki::leaves_of(&spec, "px-1", Role::Proxy, spec.ip().unwrap()) {
             fs_err::remove_file(layout.pki().join(format!("{}.pem", leaf.name))).unwrap();
@@ -217,6 +218,11 @@ fn certificates_are_renewed_for_the_machine_that_joined_and_for_nobody_else() {
         assert!(before.0 != after.0 && before.1 != after.1, "new certificates");
         assert!(before.2 == after.2 && before.3 == after.3, "the same keys");
         pki::client(&layout.pki(), "agent", Some(uuid)).unwrap();
+
+        // Killed when only some of them were stored.
+        fs_err::write(layout.pki().join("haproxy.pem"), &before.1).unwrap();
+        renew(&layout, &spec, &cluster.voters).await.unwrap();
+        assert!(first_end(&layout, &pki::leaves(&spec, spec.ip().unwrap())).unwrap() > in_eighty_days);
 
         // Another agent of the cluster, whose certificate is as good as any.
         let stranger = Layout::new(other.path());

@@ -3,12 +3,10 @@
 use std::fmt::Write as _;
 
 use firstboot::spec::Rto;
-use serde::Serialize;
 
 use crate::chaos::scenarios::named;
 use crate::chaos::{Arena, Pace};
-use crate::plot::{Bar, histograms, median};
-use crate::workspace;
+use crate::plot::{Bar, median};
 
 /// What is measured: the scenario, what the settings of preset `fast` (20/5/5, etcd election 1 s) add up to in seconds,
 /// and the median that must not be exceeded.
@@ -24,7 +22,7 @@ const MEASURED: [(&str, &str, f64); 4] = [
 ];
 
 /// Seconds without an acknowledgement, by what happened.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Gaps {
     rows: Vec<Bar>,
 }
@@ -46,10 +44,7 @@ pub fn gaps(runs: u64) -> anyhow::Result<Gaps> {
 impl Gaps {
     /// The table; numbers and histograms go to `target/bench/gaps.{json,svg}`.
     pub fn publish(&self) -> anyhow::Result<String> {
-        let dir = workspace::root().join("target/bench");
-        fs_err::create_dir_all(&dir)?;
-        fs_err::write(dir.join("gaps.json"), serde_json::to_vec_pretty(self)?)?;
-        fs_err::write(dir.join("gaps.svg"), histograms("Longest time without a write, preset fast", "s", &self.rows))?;
+        super::draw_gaps("gaps", &self.rows)?;
         Ok(self.table())
     }
 

@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use firstboot::spec::{Rto, Tweaks};
-use serde::Serialize;
 
 use crate::chaos::scenarios::named;
 use crate::chaos::{Arena, Pace};
 use crate::cluster::TestCluster;
-use crate::plot::{Bar, histograms, median};
-use crate::workspace;
+use crate::plot::{Bar, median};
 
 /// A switch of `pgkiln.tweaks`, and the event whose pause it is to shorten.
 struct Win {
@@ -60,7 +58,7 @@ fn etcd_leads_beside_the_primary(cluster: &TestCluster, on: bool) -> anyhow::Res
 }
 
 /// Seconds without an acknowledgement, by switch and event.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Wins {
     rows: Vec<Bar>,
 }
@@ -91,10 +89,7 @@ pub fn wins(runs: u64, only: &[String]) -> anyhow::Result<Wins> {
 impl Wins {
     /// The table; numbers and histograms go to `target/bench/wins.{json,svg}`.
     pub fn publish(&self) -> anyhow::Result<String> {
-        let dir = workspace::root().join("target/bench");
-        fs_err::create_dir_all(&dir)?;
-        fs_err::write(dir.join("wins.json"), serde_json::to_vec_pretty(self)?)?;
-        fs_err::write(dir.join("wins.svg"), histograms("Longest time without a write, preset fast", "s", &self.rows))?;
+        super::draw_gaps("wins", &self.rows)?;
         let mut table = format!("{:<40} {:>4} {:>8} {:>8}\n", "write gap (s)", "runs", "median", "worst");
         for row in &self.rows {
             let worst = row.runs.iter().copied().fold(0.0, f64::max);

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use firstboot::pki::{self, Signer};
+use rustls::ClientConnection;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 
@@ -43,8 +44,8 @@ impl TestCluster {
         CertificateDer::from_pem_slice(pem.as_bytes()).context("reading a kept certificate")
     }
 
-    /// The certificate that `port` of a node serves; it must be one of the cluster's and name the slot.
-    pub fn served_certificate(&self, slot: &str, port: u16) -> anyhow::Result<CertificateDer<'static>> {
+    /// TLS as a client without a certificate speaks it, which trusts the cluster's root and expects `slot`.
+    pub fn tls(&self, slot: &str) -> anyhow::Result<ClientConnection> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.cluster.ca_pem_path())?)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -52,7 +53,12 @@ impl TestCluster {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut connection = rustls::ClientConnection::new(Arc::new(config), ServerName::try_from(slot.to_owned())?)?;
+        Ok(ClientConnection::new(Arc::new(config), ServerName::try_from(slot.to_owned())?)?)
+    }
+
+    /// The certificate that `port` of a node serves; it must be one of the cluster's and name the slot.
+    pub fn served_certificate(&self, slot: &str, port: u16) -> anyhow::Result<CertificateDer<'static>> {
+        let mut connection = self.tls(slot)?;
         let mut socket = TcpStream::connect(("127.0.0.1", self.port(slot, port)?))?;
         socket.set_read_timeout(Some(LIMIT))?;
         if port == 5432 {

@@ -2,15 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use firstboot::spec::Secret;
 use pgkiln::demo::client::Login;
 use pgkiln_tests::cluster::{TestCluster, block_on};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
 
 /// Every TLS port, and whether it wants a client certificate for anything at all.
 const TLS_PORTS: [(u16, bool); 4] = [(2379, true), (2380, true), (8008, false), (8443, true)];
@@ -194,14 +191,7 @@ fn request(stream: &mut (impl Read + Write), text: &str) -> String {
 
 /// What the server answers to a client that trusts the cluster but has no certificate; empty if it is cut off.
 fn tls_request(cluster: &TestCluster, slot: &str, port: u16, text: &str) -> anyhow::Result<String> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(&fs_err::read(cluster.cluster.ca_pem_path())?)?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut connection = rustls::ClientConnection::new(Arc::new(config), ServerName::try_from(slot.to_owned())?)?;
+    let mut connection = cluster.tls(slot)?;
     let mut socket = connect(cluster, slot, port)?;
     Ok(request(&mut rustls::Stream::new(&mut connection, &mut socket), text))
 }
