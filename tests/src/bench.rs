@@ -20,6 +20,8 @@ const BASELINE: &str = include_str!("bench/baseline.sh");
 const LIMIT: Duration = Duration::from_secs(120);
 /// Between two questions to each node while a cluster forms.
 const POLL: Duration = Duration::from_millis(50);
+/// Longer than the agent waits before it moves etcd's leader, and looks.
+const MOVED: Duration = Duration::from_secs(60);
 /// Rows acknowledged before a leader is killed.
 const ROWS: usize = 1000;
 
@@ -140,6 +142,15 @@ pub fn postmaster_gap(cluster: &TestCluster) -> anyhow::Result<f64> {
     let log = writer.stop();
     ensure!(cluster.lost(&leader, &log)? == 0, "acknowledged rows are lost");
     Ok(log.longest_pause.as_secs_f64())
+}
+
+/// Until etcd's leader is not on the primary's machine, where the agents keep it.
+fn wait_etcd_led_elsewhere(cluster: &TestCluster) -> anyhow::Result<()> {
+    cluster.wait_for("etcd's leader elsewhere", MOVED, || {
+        let leader = cluster.leader()?;
+        ensure!(cluster.etcd_leader(&leader)? != leader, "still on {leader}");
+        Ok(())
+    })
 }
 
 /// Histograms of pauses, and the numbers, in `target/bench/NAME.{svg,json}`.

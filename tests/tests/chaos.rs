@@ -1,15 +1,30 @@
-//! Ways to break a cluster, one after the other in the same cluster. Here what is over in seconds, a lost node and a lost
-//! quorum; all of them, with many seeds: `just torture chaos`.
+//! Every way to break a cluster, with three seeds: each has a cluster of its own and an order of its own, where the same
+//! cluster goes through all of them. More seeds and longer outages: `just torture chaos`.
 
 use firstboot::spec::Rto;
-use pgkiln_tests::chaos::scenarios::{ALL, Scenario, named};
-use pgkiln_tests::chaos::{Arena, Pace};
+use pgkiln_tests::chaos::scenarios::{Scenario, named};
+use pgkiln_tests::chaos::{self, Arena, Pace};
 
-/// What there is time for in every run of the tests.
-fn selected() -> Vec<(&'static Scenario, u64)> {
-    let wanted =
-        ALL.iter().filter(|scenario| scenario.short || ["node-killed", "quorum-lost"].contains(&scenario.name));
-    wanted.map(|scenario| (scenario, 1)).collect()
+/// Clusters side by side: they wait most of the time.
+const SEEDS: [u64; 3] = [1, 2, 3];
+
+fn all() -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let seeds = SEEDS.map(|seed| scope.spawn(move || chaos::all(seed, &[], Pace::SHORT)));
+        seeds.into_iter().try_for_each(|seed| {
+            let all = seed.join().unwrap_or_else(|_| anyhow::bail!("a scenario panicked"))?;
+            eprintln!("{all} in {:.0} s", all.seconds);
+            Ok(())
+        })
+    })
+}
+
+fn some(wanted: &[(&'static Scenario, u64)]) -> anyhow::Result<()> {
+    let mut arena = Arena::new("chaos", Rto::Fast)?;
+    for (scenario, seed) in wanted {
+        eprintln!("{}", arena.run(scenario, *seed, Pace::SHORT)?);
+    }
+    Ok(())
 }
 
 fn one(text: &str) -> anyhow::Result<(&'static Scenario, u64)> {
@@ -19,15 +34,10 @@ fn one(text: &str) -> anyhow::Result<(&'static Scenario, u64)> {
 
 fn run() -> anyhow::Result<()> {
     // `PGKILN_TEST_ONLY=node-killed:7,switchover:1`: for whoever works on one scenario.
-    let wanted = match std::env::var("PGKILN_TEST_ONLY") {
-        Ok(only) => only.split(',').map(one).collect::<anyhow::Result<_>>()?,
-        Err(_) => selected(),
-    };
-    let mut arena = Arena::new("chaos", Rto::Fast)?;
-    for (scenario, seed) in wanted {
-        eprintln!("{}", arena.run(scenario, seed, Pace::SHORT)?);
+    match std::env::var("PGKILN_TEST_ONLY") {
+        Ok(only) => some(&only.split(',').map(one).collect::<anyhow::Result<Vec<_>>>()?),
+        Err(_) => all(),
     }
-    Ok(())
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What the agent does beyond the components' own ways, switched off and on: the same event, many times each, side by side.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use anyhow::ensure;
 use firstboot::spec::{Rto, Tweaks};
@@ -41,9 +40,6 @@ const WINS: [Win; 3] = [
     },
 ];
 
-/// Longer than the agent waits before it moves etcd's leader, and looks.
-const MOVED: Duration = Duration::from_secs(60);
-
 /// Puts etcd's leader where it does harm; with the switch on, waits until the agent has taken it away.
 fn etcd_leads_beside_the_primary(cluster: &TestCluster, on: bool) -> anyhow::Result<()> {
     let leader = cluster.leader()?;
@@ -51,10 +47,7 @@ fn etcd_leads_beside_the_primary(cluster: &TestCluster, on: bool) -> anyhow::Res
     if !on {
         return Ok(());
     }
-    cluster.wait_for("etcd's leader elsewhere", MOVED, || {
-        ensure!(cluster.etcd_leader(&leader)? != leader, "still on {leader}");
-        Ok(())
-    })
+    super::wait_etcd_led_elsewhere(cluster)
 }
 
 /// Seconds without an acknowledgement, by switch and event.

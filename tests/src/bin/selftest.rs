@@ -61,7 +61,9 @@ fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
     doctor::ensure(purposes, install, ui).context("checking this host; `cargo selftest --fast` needs less")?;
     check.done();
     let tests = |filter: &[&str]| {
-        let cargo = Cmd::new(&table::CARGO).args(["test", "--workspace", "--no-fail-fast"]).args(&args.test_args);
+        // As this program itself was built: another profile would build every dependency a second time.
+        let cargo = Cmd::new(&table::CARGO).args(["test", "--release", "--workspace", "--no-fail-fast"]);
+        let cargo = cargo.args(&args.test_args);
         cargo.args(filter).current_dir(workspace::root())
     };
     if args.fast {

@@ -2,11 +2,14 @@
 //! that `--count 50` may take several evenings.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 use pgkiln_tests::crash::Sweep;
+use pgkiln_tests::plot::median;
 use pgkiln_tests::{birth, chaos, workspace};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +43,9 @@ enum What {
         /// Outages as short as in CI, instead of five minutes without etcd's quorum
         #[arg(long)]
         short: bool,
+        /// Clusters at a time; each keeps a third of two cores busy, and more than the machine can carry prolongs the gaps
+        #[arg(long, default_value_t = 1)]
+        parallel: usize,
     },
     /// Killing the agent at every fsync, rename and exec of its first run
     Crash {
@@ -55,9 +61,18 @@ enum What {
 /// What was tried, and how it ended.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Ledger {
-    runs: BTreeMap<u64, Result<f64, String>>,
+    runs: BTreeMap<u64, Result<Tried, String>>,
     #[serde(skip)]
     path: PathBuf,
+}
+
+/// A run that succeeded.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Tried {
+    seconds: f64,
+    /// Longest time without a write, by scenario.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    gaps: BTreeMap<String, f64>,
 }
 
 impl Ledger {
@@ -71,34 +86,70 @@ impl Ledger {
         Ok(Self { path, ..kept })
     }
 
-    /// Runs what has not succeeded yet; a failure is remembered, reported, and does not end the others.
-    fn run(&mut self, wanted: &[u64], mut one: impl FnMut(u64) -> anyhow::Result<(f64, String)>) -> anyhow::Result<()> {
-        for number in wanted {
-            if matches!(self.runs.get(number), Some(Ok(_))) {
-                continue;
+    /// Runs what has not succeeded yet, so many at a time; a failure is remembered, reported, and does not end the others.
+    fn run(
+        self,
+        wanted: &[u64],
+        parallel: usize,
+        one: impl Fn(u64) -> anyhow::Result<(Tried, String)> + Sync,
+    ) -> anyhow::Result<Self> {
+        let left = wanted.iter().copied().filter(|number| !matches!(self.runs.get(number), Some(Ok(_))));
+        let left = Mutex::new(left.collect::<Vec<_>>().into_iter());
+        let ledger = Mutex::new(self);
+        let worker = || -> anyhow::Result<()> {
+            loop {
+                let Some(number) = lock(&left).next() else { return Ok(()) };
+                let outcome = one(number);
+                match &outcome {
+                    Ok((tried, what)) => println!("{number}: ok, {:.1}s  {what}", tried.seconds),
+                    Err(error) => println!("{number}: FAILED: {error:#}"),
+                }
+                let kept = outcome.map(|(tried, _)| tried).map_err(|error| format!("{error:#}"));
+                let mut ledger = lock(&ledger);
+                ledger.runs.insert(number, kept);
+                fs_err::write(&ledger.path, serde_json::to_vec_pretty(&*ledger)?)?;
             }
-            let outcome = one(*number);
-            match &outcome {
-                Ok((seconds, what)) => println!("{number}: ok, {seconds:.1}s  {what}"),
-                Err(error) => println!("{number}: FAILED: {error:#}"),
-            }
-            let kept = outcome.map(|(seconds, _)| seconds).map_err(|error| format!("{error:#}"));
-            self.runs.insert(*number, kept);
-            fs_err::write(&self.path, serde_json::to_vec_pretty(&self)?)?;
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..parallel.max(1)).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a run panicked")))
+        })?;
+        let ledger = ledger.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let done = ledger.succeeded(wanted);
+        let longest = done.iter().map(|tried| tried.seconds).fold(0.0, f64::max);
+        let (count, of, path) = (done.len(), wanted.len(), ledger.path.display());
+        println!("{count} of {of} succeeded, the slowest in {longest:.1}s ({path})");
+        if count < of {
+            bail!("{} failed", of - count);
         }
-        let done: Vec<f64> = wanted.iter().filter_map(|number| self.runs.get(number)?.as_ref().ok().copied()).collect();
-        let longest = done.iter().copied().fold(0.0, f64::max);
-        println!(
-            "{} of {} succeeded, the slowest in {longest:.1}s ({})",
-            done.len(),
-            wanted.len(),
-            self.path.display()
-        );
-        if done.len() < wanted.len() {
-            bail!("{} failed", wanted.len() - done.len());
-        }
-        Ok(())
+        Ok(ledger)
     }
+
+    fn succeeded(&self, wanted: &[u64]) -> Vec<&Tried> {
+        wanted.iter().filter_map(|number| self.runs.get(number)?.as_ref().ok()).collect()
+    }
+
+    /// Median and worst by scenario.
+    fn gaps(&self, wanted: &[u64]) -> String {
+        let mut gaps: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for (scenario, gap) in self.succeeded(wanted).iter().flat_map(|tried| &tried.gaps) {
+            gaps.entry(scenario).or_default().push(*gap);
+        }
+        let mut table = format!("{:<20} {:>4} {:>8} {:>8}\n", "write gap (s)", "runs", "median", "worst");
+        for (scenario, gaps) in gaps {
+            let worst = gaps.iter().copied().fold(0.0, f64::max);
+            let _ = writeln!(table, "{scenario:<20} {:>4} {:>8.2} {worst:>8.2}", gaps.len(), median(&gaps));
+        }
+        table
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn timed(seconds: f64) -> Tried {
+    Tried { seconds, ..Tried::default() }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -107,23 +158,33 @@ fn main() -> anyhow::Result<()> {
         What::Birth { count } => {
             let seeds: Vec<u64> = (1..=count).collect();
             let what = |seed| birth::Circumstances::of_seed(seed).to_string();
-            Ledger::open("birth", cli.fresh)?.run(&seeds, |seed| Ok((birth::run(seed)?, what(seed))))
+            let one = |seed| Ok((timed(birth::run(seed)?), what(seed)));
+            Ledger::open("birth", cli.fresh)?.run(&seeds, 1, one).map(drop)
         }
-        What::Chaos { count, only, short } => {
+        What::Chaos { count, only, short, parallel } => {
             let seeds: Vec<u64> = (1..=count).collect();
             let pace = if short { chaos::Pace::SHORT } else { chaos::Pace::FULL };
             let name = only.iter().fold("chaos".to_owned(), |name, scenario| format!("{name}-{scenario}"));
-            Ledger::open(&name, cli.fresh)?.run(&seeds, |seed| chaos::all(seed, &only, pace))
+            let one = |seed| {
+                let all = chaos::all(seed, &only, pace)?;
+                let gaps = all.outcomes.iter().map(|done| (done.scenario.to_owned(), done.gap.as_secs_f64()));
+                Ok((Tried { seconds: all.seconds, gaps: gaps.collect() }, all.to_string()))
+            };
+            let ledger = Ledger::open(&name, cli.fresh)?.run(&seeds, parallel, one)?;
+            print!("{}", ledger.gaps(&seeds));
+            Ok(())
         }
         What::Crash { stride, nodes } => {
             let sweep = Sweep::measure(nodes)?;
             println!("{} events in an undisturbed first run", sweep.events.len());
             let points: Vec<u64> = (1..=sweep.events.len() as u64).step_by(stride.max(1)).collect();
-            Ledger::open(&format!("crash-{nodes}"), cli.fresh)?.run(&points, |number| {
+            let ledger = Ledger::open(&format!("crash-{nodes}"), cli.fresh)?;
+            let one = |number: u64| {
                 let outcome = sweep.point(usize::try_from(number)?)?;
                 let at = outcome.killed_at.map_or("the end".to_owned(), |event| event.to_string());
-                Ok((outcome.seconds, at))
-            })
+                Ok((timed(outcome.seconds), at))
+            };
+            ledger.run(&points, 1, one).map(drop)
         }
     }
 }

@@ -13,7 +13,8 @@
 //!
 //! A new scenario is a function in [`scenarios`] and a line in its table.
 
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::time::Instant;
 
 use firstboot::spec::Rto;
 
@@ -27,19 +28,34 @@ pub use arena::{Arena, Outcome, Pace, Scene};
 pub use client::{Client, Observers};
 pub use history::{Accepted, Attempt, History, Result};
 
-/// All scenarios, or those named, in an order that follows from `seed`, on one cluster; the seconds it took, and the
-/// longest time without a write.
-pub fn all(seed: u64, only: &[String], pace: Pace) -> anyhow::Result<(f64, String)> {
+/// How all scenarios of a seed ended.
+#[derive(Debug)]
+pub struct All {
+    /// From the cluster's start to the last scenario's end.
+    pub seconds: f64,
+    /// One for each scenario, in the order they were run.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl fmt::Display for All {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let worst = self.outcomes.iter().map(|outcome| outcome.gap).max().unwrap_or_default();
+        write!(f, "{} scenarios, longest gap {:.1}s", self.outcomes.len(), worst.as_secs_f64())
+    }
+}
+
+/// All scenarios, or those named, in an order that follows from `seed`, on one cluster.
+pub fn all(seed: u64, only: &[String], pace: Pace) -> anyhow::Result<All> {
     let begin = Instant::now();
     let wanted = only.iter().map(|name| scenarios::named(name)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut left = if wanted.is_empty() { scenarios::ALL.iter().collect() } else { wanted };
     let (mut random, mut arena) = (crate::random::SplitMix(seed), Arena::new("torture", Rto::Fast)?);
-    let (count, mut worst) = (left.len(), Duration::ZERO);
+    let mut outcomes = Vec::new();
     while !left.is_empty() {
         let next = usize::try_from(random.below(left.len() as u64))?;
         let outcome = arena.run(left.swap_remove(next), seed, pace)?;
         eprintln!("   {outcome}");
-        worst = worst.max(outcome.gap);
+        outcomes.push(outcome);
     }
-    Ok((begin.elapsed().as_secs_f64(), format!("{count} scenarios, longest gap {:.1}s", worst.as_secs_f64())))
+    Ok(All { seconds: begin.elapsed().as_secs_f64(), outcomes })
 }

@@ -132,13 +132,14 @@ fn same_leader(scene: &Scene<'_>) -> anyhow::Result<()> {
 }
 
 fn node_killed(scene: &mut Scene<'_>) -> anyhow::Result<String> {
+    let with = if scene.cluster.etcd_leader(&scene.leader)? == scene.leader { " with etcd's leader" } else { "" };
     let start = Instant::now();
     scene.cluster.lab.kill(&scene.leader)?;
     // Writes went on until its last process was gone, which it is now.
     let killing = start.elapsed().as_secs_f64();
     let seconds = killing + scene.wait_write_after(Instant::now(), WRITES)?;
     let last = scene.observers.last().context("no write")?;
-    Ok(format!("{} died, {} writes after {seconds:.2} s", scene.leader, last.slot))
+    Ok(format!("{} died{with}, {} writes after {seconds:.2} s", scene.leader, last.slot))
 }
 
 fn patroni_frozen(scene: &mut Scene<'_>) -> anyhow::Result<String> {
