@@ -9,7 +9,7 @@ use clap::Subcommand;
 use ipnet::IpNet;
 
 use crate::cluster::{Cluster, SeedFormat};
-use crate::lab::{Engine, Lab, Options, Publish, Stage};
+use crate::lab::{Accel, Bus, Engine, Lab, Machine, Options, Publish, Stage, make_ssh_key};
 use crate::problem::Problem;
 use crate::progress::Ui;
 
@@ -83,7 +83,7 @@ enum Command {
 struct Up {
     /// Name of the lab
     name: String,
-    /// Root image: a squashfs or erofs file, or a directory
+    /// Root image: a squashfs or erofs file, or a directory; for `--engine qemu` a disk
     #[arg(long)]
     image: PathBuf,
     /// Boot the nodes of this cluster with their founding seeds
@@ -107,9 +107,47 @@ struct Up {
     /// What runs the nodes
     #[arg(long, value_enum, default_value_t = Engine::Nspawn)]
     engine: Engine,
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Stay; Ctrl-C removes the lab
     #[arg(long)]
     foreground: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Machines (--engine qemu)")]
+struct MachineArgs {
+    /// Who executes instructions
+    #[arg(long, value_enum, default_value_t)]
+    accel: Accel,
+    /// Memory of each node
+    #[arg(long, value_name = "MIB", default_value_t = Machine::default().memory_mib)]
+    memory: u32,
+    /// Processors of each node
+    #[arg(long, value_name = "N", default_value_t = Machine::default().cpus)]
+    cpus: u8,
+    /// What the disk hangs on
+    #[arg(long, value_enum, default_value_t)]
+    bus: Bus,
+    /// Size of each node's disk, if the image is not larger
+    #[arg(long, value_name = "GIB", default_value_t = Machine::default().disk_gib)]
+    disk: u32,
+    /// Firmware that starts only what its test keys ("snakeoil" of the package ovmf) have signed
+    #[arg(long)]
+    secure_boot: bool,
+}
+
+impl MachineArgs {
+    fn machine(&self) -> Machine {
+        Machine {
+            accel: self.accel,
+            memory_mib: self.memory,
+            cpus: self.cpus,
+            bus: self.bus,
+            disk_gib: self.disk,
+            secure_boot: self.secure_boot,
+        }
+    }
 }
 
 /// Runs the command.
@@ -159,10 +197,11 @@ fn up(args: Up, ui: &Ui) -> anyhow::Result<()> {
     // Seeds carry secrets: they live as long as it takes to copy them into the nodes.
     let seeds = tempfile::tempdir().context("making a directory for seeds")?;
     let mut options = match &args.cluster {
-        Some(dir) => of_cluster(&args, &Cluster::load(dir)?, &seeds)?,
+        Some(dir) => of_cluster(&args, Cluster::load(dir)?, &seeds)?,
         None => plain(&args)?,
     };
     options.engine = args.engine;
+    options.machine = args.machine.machine();
     options.publish = args.publish;
     options.state_dir = args.data.unwrap_or(options.state_dir);
     let step = ui.step(format!("boot {} nodes", options.nodes.len()));
@@ -184,9 +223,14 @@ fn up(args: Up, ui: &Ui) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn of_cluster(args: &Up, cluster: &Cluster, seeds: &tempfile::TempDir) -> anyhow::Result<Options> {
+fn of_cluster(args: &Up, mut cluster: Cluster, seeds: &tempfile::TempDir) -> anyhow::Result<Options> {
+    let mut options = Options::new(&args.name, &args.image, cluster.definition.subnet);
+    if args.engine == Engine::Qemu {
+        let key = seeds.path().join("ssh-key");
+        cluster.definition.ssh_authorized_keys.push(make_ssh_key(&key)?);
+        options.ssh_key = Some(key);
+    }
     let definition = &cluster.definition;
-    let mut options = Options::new(&args.name, &args.image, definition.subnet);
     for node in &definition.nodes {
         let seed = seeds.path().join(&node.slot);
         cluster.write_seed(&node.slot, SeedFormat::Directory, &seed, true)?;

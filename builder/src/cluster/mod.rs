@@ -34,6 +34,11 @@ pub use read::parse;
 pub use secrets::{SecretsFile, Tokens};
 pub use seed::SeedFormat;
 
+/// Writes the files of a seed's directory as a `cidata` volume into the new file `to` (0600).
+pub fn write_cidata(seed: &Path, to: &Path) -> anyhow::Result<()> {
+    iso::write(seed, to)
+}
+
 /// Version of the founding bundle.
 const FOUNDING_SCHEMA: u32 = 1;
 

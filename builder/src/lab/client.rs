@@ -1,6 +1,6 @@
 //! The handle of a lab: starts one, or talks to one that is up.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ExitStatus};
@@ -127,7 +127,7 @@ impl Lab {
 
     /// Runs a command in a node to its end, with nothing on standard input; the exit status is data, not an error.
     pub fn exec<S: AsRef<str>>(&self, slot: &str, argv: impl IntoIterator<Item = S>) -> anyhow::Result<ExecOutput> {
-        self.enter(slot, argv)?.captured()
+        self.enter(slot, argv, false)?.captured()
     }
 
     /// [`Lab::exec`] with standard input.
@@ -137,7 +137,7 @@ impl Lab {
         argv: impl IntoIterator<Item = S>,
         input: impl Into<Vec<u8>>,
     ) -> anyhow::Result<ExecOutput> {
-        self.enter(slot, argv)?.stdin_bytes(input).captured()
+        self.enter(slot, argv, false)?.stdin_bytes(input).captured()
     }
 
     /// Runs a command in a node with our own standard streams and terminal.
@@ -146,12 +146,12 @@ impl Lab {
         slot: &str,
         argv: impl IntoIterator<Item = S>,
     ) -> anyhow::Result<ExitStatus> {
-        self.enter(slot, argv)?.interactive()
+        self.enter(slot, argv, std::io::stdin().is_terminal())?.interactive()
     }
 
     /// What [`Lab::exec`] would run, for a shell of this host: for callers that put a program of their own around it.
     pub fn command_line<S: AsRef<str>>(&self, slot: &str, argv: impl IntoIterator<Item = S>) -> anyhow::Result<String> {
-        Ok(self.enter(slot, argv)?.command_line())
+        Ok(self.enter(slot, argv, false)?.command_line())
     }
 
     /// Drops every frame from one node to another, and back unless `one_way`.
@@ -184,10 +184,16 @@ impl Lab {
         Ok(())
     }
 
-    fn enter<S: AsRef<str>>(&self, slot: &str, argv: impl IntoIterator<Item = S>) -> anyhow::Result<crate::tool::Cmd> {
+    fn enter<S: AsRef<str>>(
+        &self,
+        slot: &str,
+        argv: impl IntoIterator<Item = S>,
+        terminal: bool,
+    ) -> anyhow::Result<crate::tool::Cmd> {
         let argv: Vec<String> = argv.into_iter().map(|word| word.as_ref().to_owned()).collect();
         match self.ask(&Request::Enter { slot: slot.to_owned() })? {
             (Answer::Enter(init), supervisor) => Ok(exec::command(supervisor, init, &argv)),
+            (Answer::Ssh(door), supervisor) => Ok(exec::remote_command(supervisor, &door, &argv, terminal)),
             (other, _) => unexpected(&other),
         }
     }

@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::machine::Machine;
+use super::{accel, qemu};
 use crate::problem::Problem;
 
 /// Longest name of a lab or a slot; both become part of a host name.
@@ -16,9 +18,11 @@ const NAME_LIMIT: usize = 40;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// Containers with the image's own systemd as PID 1; the host's kernel and clock.
+    /// Containers with the image's own systemd as PID 1; the host's kernel and clock
     #[default]
     Nspawn,
+    /// Machines with firmware, disk and kernel of their own; boots a disk image
+    Qemu,
 }
 
 /// A lab to be started by [`Lab::up`](super::Lab::up).
@@ -28,7 +32,7 @@ pub struct Options {
     pub name: String,
     /// What runs the nodes.
     pub engine: Engine,
-    /// Root image: a squashfs or erofs file, or a directory. Never written to.
+    /// Root image: a squashfs or erofs file, or a directory; for machines, a disk. Never written to.
     pub image: PathBuf,
     /// Network of the nodes. The lab takes one free address of it, the nodes configure their own.
     pub subnet: IpNet,
@@ -36,6 +40,12 @@ pub struct Options {
     pub nodes: Vec<NodeOptions>,
     /// Ports on 127.0.0.1 that lead to the nodes.
     pub publish: Vec<Publish>,
+    /// Hardware of nodes that are machines.
+    #[serde(default)]
+    pub machine: Machine,
+    /// Key that gets into nodes that are machines; their seeds must carry its public half.
+    #[serde(default)]
+    pub ssh_key: Option<PathBuf>,
     /// Where nodes keep `/var` and their console [default: /var/lib/pgkiln/lab/NAME].
     pub state_dir: PathBuf,
     /// The `pgkiln` program that supervises; found by itself when the caller is `pgkiln` or was built beside it.
@@ -73,8 +83,18 @@ impl Options {
         let name = name.into();
         let state_dir = default_state_dir(&name);
         let (nodes, publish) = (Vec::new(), Vec::new());
-        let engine = Engine::default();
-        Self { name, engine, image: image.into(), subnet: subnet.trunc(), nodes, publish, state_dir, program: None }
+        Self {
+            name,
+            engine: Engine::default(),
+            image: image.into(),
+            subnet: subnet.trunc(),
+            nodes,
+            publish,
+            machine: Machine::default(),
+            ssh_key: None,
+            state_dir,
+            program: None,
+        }
     }
 
     /// Adds a node that boots with the lab.
@@ -118,6 +138,11 @@ impl Options {
         }
         for publish in &self.publish {
             self.address_of(&publish.slot)?;
+        }
+        if self.engine == Engine::Qemu {
+            qemu::check(&self)?;
+            self.machine.accel = accel::settle(self.machine.accel, &self.image);
+            self.ssh_key = self.ssh_key.as_ref().map(std::path::absolute).transpose()?;
         }
         Ok(self)
     }
@@ -177,6 +202,11 @@ impl Options {
     /// Where a node keeps `/var`, its console and its machine identity.
     pub(super) fn node_dir(&self, slot: &str) -> PathBuf {
         self.state_dir.join("nodes").join(slot)
+    }
+
+    /// The lab's own copy of [`Options::ssh_key`].
+    pub(super) fn own_key(&self) -> PathBuf {
+        self.state_dir.join("ssh-key")
     }
 
     /// Mount point of everything that lives only in the lab's mount namespace.

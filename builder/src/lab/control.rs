@@ -34,7 +34,7 @@ fn answer(lab: &Lab, request: Request) -> anyhow::Result<Answer> {
     let partitions = || lab.partitions.lock().unwrap_or_else(PoisonError::into_inner);
     match request {
         Request::Status => return Ok(Answer::Status(Box::new(lab.status()))),
-        Request::Enter { slot } => return Ok(Answer::Enter(lab.node(&slot)?.init()?)),
+        Request::Enter { slot } => return Ok(lab.node(&slot)?.way_in()?),
         Request::Start { slot } => lab.node(&slot)?.start()?,
         Request::Kill { slot } => lab.node(&slot)?.kill()?,
         Request::Stop { slot, seconds } => lab.node(&slot)?.stop(Duration::from_secs(seconds))?,

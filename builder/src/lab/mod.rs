@@ -6,7 +6,7 @@
 //! warden            outside: holds the name, sweeps what the kernel does not remove
 //!   └─ init         PID 1 of the lab's PID namespace: reaps orphans
 //!        └─ supervisor   own mount and network namespace: bridge, relay, control
-//!             ├─ node pg-1   own cgroup: systemd-nspawn --boot, veth into the bridge
+//!             ├─ node pg-1   own cgroup: systemd-nspawn --boot or QEMU, a port on the bridge
 //!             └─ node pg-2   …
 //! ```
 //!
@@ -17,8 +17,10 @@
 //!
 //! A lab belongs to the process that started it (a pipe between the two is the leash) until [`Lab::detach`].
 //!
-//! Adding an engine: a variant of [`Engine`], its process in a module beside [`nspawn`](self), one arm in `node::spawn`.
+//! Adding an engine: a variant of [`Engine`], its process in a module beside `nspawn` and `qemu`, and an arm at each of the
+//! few places in `node` that ask which it is.
 
+mod accel;
 mod cgroup;
 mod client;
 mod config;
@@ -26,13 +28,16 @@ mod console;
 mod control;
 mod exec;
 mod init;
+mod machine;
 mod net;
 mod node;
 mod nspawn;
 mod partition;
 mod protocol;
+mod qemu;
 mod registry;
 mod relay;
+mod ssh;
 mod status;
 mod supervisor;
 mod warden;
@@ -40,8 +45,14 @@ mod warden;
 pub use client::Lab;
 pub use config::{Engine, NodeOptions, Options, Publish};
 pub use exec::ExecOutput;
+pub use machine::{Accel, Bus, Machine};
 pub use registry::names;
 pub use status::{NodeState, NodeStatus, Published, Status};
+
+/// Makes a key for [`Options::ssh_key`] in a new file; returns the public half, for seeds.
+pub fn make_ssh_key(path: &std::path::Path) -> anyhow::Result<String> {
+    ssh::make_key(path)
+}
 
 /// One of the processes of a lab; they are started as `pgkiln lab supervise STAGE NAME`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -52,7 +63,7 @@ pub enum Stage {
     Init,
     /// Bridge, relay, control.
     Supervisor,
-    /// Becomes one node's `systemd-nspawn`.
+    /// Becomes one node's `systemd-nspawn` or QEMU.
     Node,
 }
 
@@ -62,7 +73,7 @@ pub fn run_stage(stage: Stage, name: &str, slot: Option<&str>) -> anyhow::Result
         Stage::Warden => warden::run(name),
         Stage::Init => init::run(name),
         Stage::Supervisor => supervisor::run(name),
-        Stage::Node => nspawn::run(name, slot.unwrap_or_default()),
+        Stage::Node => node::become_engine(name, slot.unwrap_or_default()),
     };
     match &outcome {
         // Its standard error is the node's console.

@@ -17,6 +17,12 @@ pub(super) fn build(options: &Options) -> anyhow::Result<()> {
     Cmd::new(&table::IP).args(["-batch", "-"]).stdin_bytes(batch).run()
 }
 
+/// Makes a machine's port on the bridge.
+pub(super) fn add_tap(port: &str) -> anyhow::Result<()> {
+    let batch = format!("tuntap add dev {port} mode tap\nlink set {port} master {BRIDGE}\nlink set {port} up\n");
+    Cmd::new(&table::IP).args(["-batch", "-"]).stdin_bytes(batch).run()
+}
+
 /// Removes a killed node's port at once; the kernel would get to it later, and a restart would find the name taken.
 pub(super) fn remove_port(port: &str) {
     let _ = Cmd::new(&table::IP).args(["link", "delete", port]).captured();
@@ -30,10 +36,11 @@ pub(super) fn addresses(init: i32) -> Vec<String> {
     parse(&text)
 }
 
-fn parse(text: &str) -> Vec<String> {
+/// The addresses in what `ip -json address` says; link-local ones and the loopback's left out.
+pub(super) fn parse(text: &str) -> Vec<String> {
     let links: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
     let infos = links.as_array().into_iter().flatten().filter_map(|link| link["addr_info"].as_array()).flatten();
-    let global = infos.filter(|info| info["scope"] != "link");
+    let global = infos.filter(|info| info["scope"] != "link" && info["scope"] != "host");
     global.filter_map(|info| Some(format!("{}/{}", info["local"].as_str()?, info["prefixlen"]))).collect()
 }
 

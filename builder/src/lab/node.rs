@@ -1,7 +1,9 @@
 //! One node as the supervisor sees it: on, off, and the ways between.
 
 use std::fmt;
+use std::io::PipeReader;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,8 +14,10 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use super::config::{Engine, NodeOptions, Options};
+use super::protocol::Answer;
+use super::ssh::Door;
 use super::status::{NodeState, NodeStatus};
-use super::{cgroup, console, net, nspawn};
+use super::{cgroup, console, net, nspawn, qemu, registry, warden};
 use crate::problem::Problem;
 use crate::tool::{Cmd, Running, Tool};
 
@@ -33,6 +37,8 @@ pub(super) struct Node {
     lab: String,
     dir: PathBuf,
     port: String,
+    /// The way into a machine.
+    door: Option<Door>,
     cgroup: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
@@ -57,9 +63,17 @@ impl Node {
     pub(super) fn new(options: &Options, index: usize, lab_cgroup: &Path) -> anyhow::Result<Arc<Self>> {
         let node = options.nodes[index].clone();
         let dir = options.node_dir(&node.slot);
-        prepare_var(&dir.join("var"), node.seed_dir.as_deref())?;
+        match options.engine {
+            Engine::Nspawn => {
+                prepare_var(&dir.join("var"), node.seed_dir.as_deref())?;
+                fs_err::create_dir(options.scratch().join(&node.slot))?;
+            }
+            Engine::Qemu => {
+                fs_err::create_dir_all(&dir)?;
+                qemu::prepare(options, index)?;
+            }
+        }
         options.machine_id(&node.slot)?;
-        fs_err::create_dir(options.scratch().join(&node.slot))?;
         let off = State {
             is: NodeState::Off,
             since: Instant::now(),
@@ -72,6 +86,11 @@ impl Node {
         Ok(Arc::new(Self {
             cgroup: lab_cgroup.join(&node.slot),
             port: options.bridge_port(index),
+            door: options.ssh_key.as_ref().map(|_| Door {
+                address: node.address,
+                key: options.own_key(),
+                socket: dir.join("ssh.sock"),
+            }),
             engine: options.engine,
             lab: options.name.clone(),
             dir,
@@ -92,13 +111,21 @@ impl Node {
         self.lock().is != NodeState::Off
     }
 
-    /// PID 1 of the node, if it runs.
-    pub(super) fn init(&self) -> Result<i32, Problem> {
-        self.lock().init.ok_or_else(|| {
-            let slot = &self.options.slot;
+    /// How to run a command in it, if it is on.
+    pub(super) fn way_in(&self) -> Result<Answer, Problem> {
+        let slot = &self.options.slot;
+        let off = || {
             let remedy = format!("start it with `pgkiln lab start {} {slot}`", self.lab);
             Problem::new(format!("node `{slot}` is off"), "", remedy)
-        })
+        };
+        match self.engine {
+            Engine::Nspawn => Ok(Answer::Enter(self.lock().init.ok_or_else(off)?)),
+            Engine::Qemu if !self.is_on() => Err(off()),
+            Engine::Qemu => self.door.clone().map(Answer::Ssh).ok_or_else(|| {
+                let remedy = "boot a cluster (--cluster DIR): its seeds get a key of the lab";
+                Problem::new(format!("there is no way into `{slot}`: its seed has no key"), "", remedy)
+            }),
+        }
     }
 
     /// Boots the node; returns when its own systemd is PID 1.
@@ -119,9 +146,7 @@ impl Node {
     fn boot(self: &Arc<Self>, state: &mut State) -> anyhow::Result<()> {
         cgroup::remove(&self.cgroup);
         fs_err::create_dir(&self.cgroup)?;
-        let (running, output) = match self.engine {
-            Engine::Nspawn => nspawn::spawn(&self.lab, &self.options.slot)?,
-        };
+        let (running, output) = spawn(&self.lab, &self.options.slot)?;
         state.process = Some(running.pid());
         state.starts += 1;
         self.change(state, NodeState::Starting);
@@ -140,7 +165,8 @@ impl Node {
         cgroup::remove(&self.cgroup);
         net::remove_port(&self.port);
         let mut state = self.lock();
-        let rebooted = matches!(&status, Ok(status) if status.code() == Some(nspawn::EXIT_REBOOT)) && !state.killed;
+        let asks = self.engine == Engine::Nspawn && !state.killed;
+        let rebooted = asks && matches!(&status, Ok(status) if status.code() == Some(nspawn::EXIT_REBOOT));
         state.last_end = Some(match status {
             _ if state.killed => "killed".to_owned(),
             Ok(status) if status.success() => "powered off".to_owned(),
@@ -160,7 +186,11 @@ impl Node {
     fn wait_for_init(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            let found = nspawn::find_init(&self.cgroup);
+            // A machine runs from the moment it has power; how far it has come only its console says.
+            let found = match self.engine {
+                Engine::Nspawn => nspawn::find_init(&self.cgroup),
+                Engine::Qemu => cgroup::processes(&self.cgroup).first().copied(),
+            };
             let mut state = self.lock();
             if state.is == NodeState::Off {
                 return Err(self.failed_to_start(state.last_end.as_deref().unwrap_or_default()));
@@ -210,7 +240,10 @@ impl Node {
             let mut state = self.lock();
             let Some(process) = state.process else { return Ok(()) };
             self.change(&mut state, NodeState::Stopping);
-            signal::kill(process, Signal::SIGTERM).context("asking the node to power off")?;
+            match self.engine {
+                Engine::Nspawn => signal::kill(process, Signal::SIGTERM).context("asking the node to power off")?,
+                Engine::Qemu => qemu::power_off(&self.dir)?,
+            }
         }
         let deadline = Instant::now() + limit;
         while !self.wait_until_off(ASK_AGAIN.min(deadline.saturating_duration_since(Instant::now()))) {
@@ -225,6 +258,11 @@ impl Node {
     /// A PID 1 that has just been started has no handler yet, and the kernel drops what it does not handle.
     fn ask_again(&self) -> anyhow::Result<()> {
         let Some(init) = self.lock().init else { return Ok(()) };
+        if self.engine == Engine::Qemu {
+            // QEMU that hung up has ended; one that did not is asked the next time.
+            let _ = qemu::power_off(&self.dir);
+            return Ok(());
+        }
         let asked = Cmd::new(&KILL).args(["-s", "RTMIN+4"]).arg(init.to_string()).run();
         // Gone meanwhile: that is what was asked for.
         if self.lock().is == NodeState::Off { Ok(()) } else { asked.map(drop) }
@@ -251,14 +289,18 @@ impl Node {
         let (init, is, seconds) = (state.init, state.is, state.since.elapsed().as_secs());
         let (starts, last_end) = (state.starts, state.last_end.clone());
         drop(state);
+        let (addresses, agent) = match self.engine {
+            Engine::Nspawn => (init.map(net::addresses).unwrap_or_default(), init.and_then(agent_status)),
+            Engine::Qemu => self.door.as_ref().filter(|_| init.is_some()).map(ask).unwrap_or_default(),
+        };
         NodeStatus {
             slot: self.options.slot.clone(),
             state: is,
             seconds,
             starts,
             address: self.options.address,
-            addresses: init.map(net::addresses).unwrap_or_default(),
-            agent: init.and_then(agent_status),
+            addresses,
+            agent,
             last_end,
             console: console::path(&self.dir),
         }
@@ -284,6 +326,35 @@ impl fmt::Debug for Node {
 fn agent_status(init: i32) -> Option<serde_json::Value> {
     let text = fs_err::read(format!("/proc/{init}/root/run/pgkiln/status.json")).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+/// The same of a machine, in one question; nothing while it does not answer.
+fn ask(door: &Door) -> (Vec<String>, Option<serde_json::Value>) {
+    let script = "ip -json address; echo; cat /run/pgkiln/status.json";
+    let answer = door.command(&["sh".to_owned(), "-c".to_owned(), script.to_owned()], false).captured();
+    let text = answer.map(|answer| String::from_utf8_lossy(&answer.stdout).into_owned()).unwrap_or_default();
+    let (addresses, agent) = text.split_once('\n').unwrap_or_default();
+    (net::parse(addresses), serde_json::from_str(agent.trim()).ok())
+}
+
+/// Starts a node's process; the pipe is its console.
+fn spawn(lab: &str, slot: &str) -> anyhow::Result<(Running, PipeReader)> {
+    let (console, output) = std::io::pipe().context("making a pipe for the console")?;
+    let errors = output.try_clone().context("making a pipe for the console")?;
+    // Not our path: the program may have been rebuilt since the lab was started.
+    let node = warden::program("/proc/self/exe".into()).args(["node", lab, slot]);
+    Ok((node.spawn(Stdio::from(output), Stdio::from(errors))?, console))
+}
+
+/// In that process: joins the node's cgroup and becomes its engine.
+pub(super) fn become_engine(lab: &str, slot: &str) -> anyhow::Result<()> {
+    let options: Options = registry::load(lab)?;
+    let (index, _) = options.slot(slot)?;
+    cgroup::join(&cgroup::of_lab(lab)?.join(slot))?;
+    match options.engine {
+        Engine::Nspawn => nspawn::run(&options, index),
+        Engine::Qemu => qemu::run(&options, index),
+    }
 }
 
 /// An empty `/var` with the seed where cloud-init's NoCloud looks; one that is there already is left alone.

@@ -3,40 +3,27 @@
 //! The node's process mounts what only this boot of the node has (`/etc` = the image's with a writable layer in memory) in a
 //! mount namespace of its own and then becomes systemd-nspawn, so a node that is gone has left nothing mounted.
 
-use std::io::PipeReader;
 use std::path::Path;
-use std::process::Stdio;
 
 use anyhow::Context;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::config::Options;
-use super::{cgroup, net, registry, warden};
-use crate::tool::{Cmd, Running, table};
+use super::{cgroup, net};
+use crate::tool::{Cmd, table};
 
 /// What systemd-nspawn exits with when the node rebooted: its caller is to start it again.
 pub(super) const EXIT_REBOOT: i32 = 133;
 
-/// Starts the node's process; the pipe is its console.
-pub(super) fn spawn(lab: &str, slot: &str) -> anyhow::Result<(Running, PipeReader)> {
-    let (console, output) = std::io::pipe().context("making a pipe for the console")?;
-    let errors = output.try_clone().context("making a pipe for the console")?;
-    // Not our path: the program may have been rebuilt since the lab was started.
-    let node = warden::program("/proc/self/exe".into()).args(["node", lab, slot]);
-    Ok((node.spawn(Stdio::from(output), Stdio::from(errors))?, console))
-}
-
 /// Becomes the node's systemd-nspawn.
-pub(super) fn run(lab: &str, slot: &str) -> anyhow::Result<()> {
-    let options: Options = registry::load(lab)?;
-    let (index, _) = options.slot(slot)?;
-    cgroup::join(&cgroup::of_lab(lab)?.join(slot))?;
+pub(super) fn run(options: &Options, index: usize) -> anyhow::Result<()> {
+    let slot = &options.nodes[index].slot;
     unshare(CloneFlags::CLONE_NEWNS).context("making the node's mount namespace")?;
     let image = options.scratch().join("image");
     let own = options.scratch().join(slot);
     mount_etc(&image, &own)?;
-    Err(command(&options, index, &image, &own)?.exec())
+    Err(command(options, index, &image, &own)?.exec())
 }
 
 /// The image's `/etc` with a writable layer that lasts as long as this boot.

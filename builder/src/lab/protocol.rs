@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::ssh::Door;
 use super::status::Status;
 use crate::problem::Problem;
 
@@ -40,6 +41,8 @@ pub(super) enum Answer {
     Status(Box<Status>),
     /// To [`Request::Enter`]: the node's PID 1 as the lab's PID namespace numbers it.
     Enter(i32),
+    /// To the same, for a node that is a machine.
+    Ssh(Door),
     /// Refused or failed.
     Failed(Problem),
 }

@@ -12,7 +12,7 @@ use anyhow::Context;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::config::Options;
+use super::config::{Engine, Options};
 use super::node::Node;
 use super::partition::Partitions;
 use super::protocol::{self, Started};
@@ -115,6 +115,18 @@ fn own_namespaces(options: &Options) -> anyhow::Result<()> {
     };
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none).context("mounting /proc of the lab")?;
     tmpfs(&options.scratch())?;
+    match options.engine {
+        Engine::Nspawn => mount_image(options)?,
+        Engine::Qemu => keep_key(options)?,
+    }
+    // systemd-nspawn keeps locks and sockets there; they are to vanish too.
+    tmpfs(std::path::Path::new("/run"))?;
+    registry::store(options)
+}
+
+/// Where containers have their root.
+fn mount_image(options: &Options) -> anyhow::Result<()> {
+    let none: Option<&str> = None;
     let root = options.scratch().join("image");
     fs_err::create_dir(&root)?;
     if options.image.is_dir() {
@@ -140,9 +152,18 @@ fn own_namespaces(options: &Options) -> anyhow::Result<()> {
         )
         .into());
     }
-    // systemd-nspawn keeps locks and sockets there; they are to vanish too.
-    tmpfs(std::path::Path::new("/run"))?;
-    registry::store(options)
+    Ok(())
+}
+
+/// The key that gets into machines, for as long as the lab exists.
+fn keep_key(options: &Options) -> anyhow::Result<()> {
+    let Some(key) = &options.ssh_key else { return Ok(()) };
+    let own = options.own_key();
+    if !own.exists() {
+        // With its mode: ssh refuses a key that others may read.
+        fs_err::copy(key, &own)?;
+    }
+    Ok(())
 }
 
 /// The pipe from the lab's owner: an owner that ends without letting go takes the lab with it.

@@ -113,5 +113,6 @@ fn remove_data(options: &Options, keep: bool) {
     }
     let _ = fs_err::remove_dir_all(options.state_dir.join("nodes"));
     let _ = fs_err::remove_file(options.state_dir.join("supervisor.log"));
+    let _ = fs_err::remove_file(options.own_key());
     let _ = fs_err::remove_dir(&options.state_dir);
 }

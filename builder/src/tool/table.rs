@@ -42,6 +42,16 @@ pub const NSPAWN: Tool = Tool {
     minimum: Some(("247", &["--version"])),
     why: "booting the lab's nodes",
 };
+/// Machines of the lab.
+pub const QEMU: Tool = Tool {
+    name: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    minimum: Some(("7.0", &["--version"])),
+    why: "booting disks as machines (`lab --engine qemu`)",
+};
+/// Runs commands in machines of the lab.
+pub const SSH: Tool =
+    Tool { name: "ssh", package: "openssh-client", minimum: None, why: "running commands in the lab's machines" };
 /// Gives the lab a cgroup that systemd leaves alone, on hosts that systemd runs.
 pub const SYSTEMD_RUN: Tool =
     Tool { name: "systemd-run", package: "systemd", minimum: None, why: "giving the lab a scope of its own" };

@@ -1,0 +1,74 @@
+//! The machine that QEMU makes of a node: what the host's owner may choose.
+
+use serde::{Deserialize, Serialize};
+
+/// Who executes the guest's instructions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// The processor if it is shown to work here, else software
+    #[default]
+    Auto,
+    /// The processor (KVM)
+    Kvm,
+    /// Software: works everywhere, tens of times slower
+    Tcg,
+}
+
+impl Accel {
+    /// As QEMU's `-accel` has it; what is still to be found out counts as software.
+    pub(super) fn argument(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Auto | Self::Tcg => "tcg,thread=multi",
+        }
+    }
+}
+
+/// What the disk hangs on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Bus {
+    /// Paravirtual, as most clouds have it
+    #[default]
+    Virtio,
+    /// AHCI
+    Sata,
+    /// NVM Express
+    Nvme,
+}
+
+impl Bus {
+    /// QEMU's device for a drive called `id`.
+    pub(super) fn device(self, id: &str) -> String {
+        match self {
+            Self::Virtio => format!("virtio-blk-pci,drive={id},serial={id}"),
+            Self::Sata => format!("ide-hd,drive={id},serial={id}"),
+            Self::Nvme => format!("nvme,drive={id},serial={id}"),
+        }
+    }
+}
+
+/// A node's hardware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Who executes its instructions.
+    pub accel: Accel,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u8,
+    /// What its disk hangs on.
+    pub bus: Bus,
+    /// Size of its disk in GiB; an image that is larger keeps its own.
+    pub disk_gib: u32,
+    /// Firmware that starts nothing it has no key for. The keys are the ones that come with OVMF for tests ("snakeoil").
+    pub secure_boot: bool,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        let (accel, bus) = (Accel::default(), Bus::default());
+        Self { accel, memory_mib: 2048, cpus: 2, bus, disk_gib: 16, secure_boot: false }
+    }
+}

@@ -1,0 +1,197 @@
+//! The engine `qemu`: a machine with firmware, a disk and a kernel of its own.
+//!
+//! The disk is a layer over the image, so that nodes share it and a node that is started again finds what it wrote. The seed
+//! is a `cidata` volume, as a person would attach it. Console: the serial port. Power button: QMP.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use super::config::Options;
+use super::machine::{Accel, Machine};
+use super::net;
+use crate::cluster;
+use crate::problem::Problem;
+use crate::tool::{Cmd, Tool, table};
+
+/// Layers a node's disk over the image.
+const QEMU_IMG: Tool =
+    Tool { name: "qemu-img", package: "qemu-utils", minimum: None, why: "disks of the lab's machines" };
+const FIRMWARE: &str = "/usr/share/OVMF";
+/// QEMU's answer to a question.
+const QMP_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a node has before its first boot; what is there already is left alone.
+pub(super) fn prepare(options: &Options, index: usize) -> anyhow::Result<()> {
+    let node = &options.nodes[index];
+    let place = Place(options.node_dir(&node.slot));
+    if place.disk().exists() {
+        return Ok(());
+    }
+    let image = Disk::read(&options.image)?;
+    let size = image.size.max(u64::from(options.machine.disk_gib) << 30);
+    let base = format!("backing_file={},backing_fmt={}", options.image.display(), image.format);
+    Cmd::new(&QEMU_IMG)
+        .args(["create", "-q", "-f", "qcow2", "-o", &base])
+        .arg(place.disk())
+        .arg(size.to_string())
+        .run()?;
+    let variables = Path::new(FIRMWARE).join(variables(&options.machine));
+    fs_err::copy(variables, place.variables())?;
+    if let Some(seed) = &node.seed_dir {
+        cluster::write_cidata(seed, &place.seed())?;
+    }
+    Ok(())
+}
+
+/// Becomes the node's QEMU.
+pub(super) fn run(options: &Options, index: usize) -> anyhow::Result<()> {
+    let slot = &options.nodes[index].slot;
+    let port = options.bridge_port(index);
+    net::add_tap(&port)?;
+    let place = Place(options.node_dir(slot));
+    let mut cmd = machine(&options.machine, &place.variables())
+        .args(["-uuid", &options.machine_id(slot)?.to_string()])
+        .arg("-qmp")
+        .arg(format!("unix:{},server=on,wait=off", place.control().display()))
+        .arg("-drive")
+        .arg(format!("if=none,id=disk,format=qcow2,file={}", place.disk().display()))
+        .args(["-device", &options.machine.bus.device("disk")])
+        .arg("-netdev")
+        .arg(format!("tap,id=net,ifname={port},script=no,downscript=no"))
+        .arg("-device")
+        .arg(format!("virtio-net-pci,netdev=net,mac={}", mac(options, index)?));
+    if place.seed().exists() {
+        cmd = cmd
+            .arg("-drive")
+            .arg(format!("if=none,id=seed,format=raw,readonly=on,file={}", place.seed().display()))
+            .args(["-device", "virtio-blk-pci,drive=seed,serial=seed"]);
+    }
+    Err(cmd.exec())
+}
+
+/// A machine that forgets everything, with KVM: see `accel`.
+pub(super) fn probe(image: &Path) -> anyhow::Result<Cmd> {
+    let machine = Machine { accel: Accel::Kvm, cpus: 1, ..Machine::default() };
+    let format = Disk::read(image)?.format;
+    let variables = Path::new(FIRMWARE).join(variables(&machine));
+    Ok(self::machine(&machine, &variables)
+        .arg("-snapshot")
+        .arg("-drive")
+        .arg(format!("if=none,id=disk,format={format},file={}", image.display()))
+        .args(["-device", &machine.bus.device("disk")]))
+}
+
+/// Presses the power button of the node in `dir`.
+pub(super) fn power_off(dir: &Path) -> anyhow::Result<()> {
+    let stream = UnixStream::connect(Place(dir.to_owned()).control()).context("connecting to QEMU")?;
+    stream.set_read_timeout(Some(QMP_LIMIT))?;
+    let mut lines = BufReader::new(&stream).lines();
+    // QEMU's greeting, then an answer to each command (QMP specification).
+    lines.next().context("QEMU is silent")??;
+    for command in ["qmp_capabilities", "system_powerdown"] {
+        writeln!(&stream, "{{\"execute\": \"{command}\"}}")?;
+        let answer = lines.next().context("QEMU hung up")??;
+        anyhow::ensure!(!answer.contains("\"error\""), "QEMU refuses `{command}`: {answer}");
+    }
+    Ok(())
+}
+
+/// Whether `image` is a disk that can be booted, for a message before anything starts.
+pub(super) fn check(options: &Options) -> anyhow::Result<()> {
+    Disk::read(&options.image)?;
+    if options.machine.secure_boot && !Path::new(FIRMWARE).join("OVMF_CODE_4M.secboot.fd").exists() {
+        return Err(Problem::new("no firmware with Secure Boot", FIRMWARE, "install the package ovmf").into());
+    }
+    Ok(())
+}
+
+/// Board, processor, firmware; no disk and no network.
+fn machine(machine: &Machine, variables: &Path) -> Cmd {
+    let code = if machine.secure_boot { "OVMF_CODE_4M.secboot.fd" } else { "OVMF_CODE_4M.fd" };
+    // Firmware that checks signatures keeps its variables where only System Management Mode can write.
+    let smm = if machine.secure_boot { "on" } else { "off" };
+    let cmd = Cmd::new(&table::QEMU)
+        .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none"])
+        .args(["-machine", &format!("q35,smm={smm}"), "-cpu", "max"])
+        .args(["-accel", machine.accel.argument()])
+        .args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()])
+        .args(["-device", "virtio-rng-pci", "-device", "i6300esb", "-action", "watchdog=reset"]);
+    let cmd = cmd.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={FIRMWARE}/{code}"));
+    let cmd =
+        if machine.secure_boot { cmd.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]) } else { cmd };
+    cmd.arg("-drive").arg(format!("if=pflash,format=raw,file={}", variables.display()))
+}
+
+fn variables(machine: &Machine) -> &'static str {
+    if machine.secure_boot { "OVMF_VARS_4M.snakeoil.fd" } else { "OVMF_VARS_4M.fd" }
+}
+
+/// The same for every boot of a node; the prefix is QEMU's own.
+fn mac(options: &Options, index: usize) -> anyhow::Result<String> {
+    let id = options.machine_id(&options.nodes[index].slot)?;
+    let [a, b, c, ..] = *id.as_bytes();
+    Ok(format!("52:54:00:{a:02x}:{b:02x}:{c:02x}"))
+}
+
+/// What qemu-img says about an image.
+#[derive(Debug, Deserialize)]
+struct Disk {
+    format: String,
+    #[serde(rename = "virtual-size")]
+    size: u64,
+}
+
+impl Disk {
+    fn read(image: &Path) -> anyhow::Result<Self> {
+        let text = Cmd::new(&QEMU_IMG).args(["info", "--output=json"]).arg(image).text()?;
+        let disk: Self = serde_json::from_str(&text).context("reading qemu-img's answer")?;
+        // Raw is what it says of anything.
+        let partitioned = disk.format != "raw" || has_partitions(image)?;
+        if !partitioned {
+            return Err(Problem::new(
+                "this is no disk: it has no partition table",
+                image.display().to_string(),
+                "name a disk image: `pgkiln bake IMAGE --format raw` or `qcow2` writes one",
+            )
+            .into());
+        }
+        Ok(disk)
+    }
+}
+
+/// `EFI PART` at the second sector of 512 or 4096 bytes (UEFI specification, 5.3.2).
+fn has_partitions(image: &Path) -> anyhow::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let file = fs_err::File::open(image)?;
+    let at = |offset| {
+        let mut signature = [0; 8];
+        file.file().read_exact_at(&mut signature, offset).is_ok() && &signature == b"EFI PART"
+    };
+    Ok(at(512) || at(4096))
+}
+
+/// Files of a node.
+struct Place(PathBuf);
+
+impl Place {
+    fn disk(&self) -> PathBuf {
+        self.0.join("disk.qcow2")
+    }
+
+    fn variables(&self) -> PathBuf {
+        self.0.join("firmware-variables.fd")
+    }
+
+    fn seed(&self) -> PathBuf {
+        self.0.join("seed.iso")
+    }
+
+    fn control(&self) -> PathBuf {
+        self.0.join("qmp.sock")
+    }
+}
