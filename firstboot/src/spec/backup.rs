@@ -45,10 +45,19 @@ impl Backup {
         self.full.as_deref().unwrap_or(FULL)
     }
 
-    /// When differential backups are made: daily at the time of the full one, which goes first.
+    /// When differential backups are made: daily at the time of the full one (in its time zone), except on its weekday. Where
+    /// that is not one day of every week both fall on one day now and then, and the full one goes first.
     pub fn diff(&self) -> String {
-        let time = self.full().split_whitespace().find(|part| part.contains(':')).unwrap_or("00:00");
-        format!("*-*-* {time}")
+        let mut parts = self.full().split_whitespace().peekable();
+        let day = parts.next_if(|part| is_weekdays(part)).and_then(|day| DAYS.iter().find(|known| *known == &day));
+        let every_week = parts.peek().is_some_and(|part| is_time(part));
+        let days = match day.filter(|_| every_week) {
+            Some(day) => DAYS.into_iter().filter(|other| other != day).collect::<Vec<_>>().join(","),
+            None => "*-*-*".to_owned(),
+        };
+        let time = parts.find(|part| is_time(part)).unwrap_or("00:00");
+        let zone = parts.next().map(|zone| format!(" {zone}")).unwrap_or_default();
+        format!("{days} {time}{zone}")
     }
 
     /// How many full backups are kept.
@@ -76,6 +85,9 @@ pub fn is_calendar(text: &str) -> bool {
     parts.next_if(zone);
     seen > 0 && parts.next().is_none()
 }
+
+/// As systemd writes them.
+const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 
 fn is_weekdays(part: &str) -> bool {
     let day = |name: &str| {
@@ -133,10 +145,19 @@ mod tests {
     }
 
     #[test]
-    fn differential_backups_are_daily_at_the_same_time() {
+    fn differential_backups_are_made_at_the_same_time_on_the_other_days() {
         let mut backup = Backup::on_host("bkp-1");
-        assert_eq!((backup.full(), backup.diff().as_str(), backup.retention_full()), ("Sun 02:00", "*-*-* 02:00", 2));
-        backup.full = Some("monthly".to_owned());
-        assert_eq!(backup.diff(), "*-*-* 00:00");
+        assert_eq!((backup.full(), backup.retention_full()), ("Sun 02:00", 2));
+        let mut diff = |full: &str| {
+            backup.full = Some(full.to_owned());
+            let diff = backup.diff();
+            assert!(is_calendar(full) && is_calendar(&diff), "{full}: {diff}");
+            diff
+        };
+        assert_eq!(diff("Sun 02:00"), "Mon,Tue,Wed,Thu,Fri,Sat 02:00");
+        assert_eq!(diff("Wed 23:30 Europe/Berlin"), "Mon,Tue,Thu,Fri,Sat,Sun 23:30 Europe/Berlin");
+        assert_eq!(diff("Sun *-*-1..7 02:00"), "*-*-* 02:00");
+        assert_eq!(diff("Sat,Sun 02:00"), "*-*-* 02:00");
+        assert_eq!(diff("monthly"), "*-*-* 00:00");
     }
 }
