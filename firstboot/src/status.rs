@@ -94,6 +94,9 @@ pub struct VipStatus {
     pub here: bool,
     /// MAC address that answers for it when it is here.
     pub mac: Option<String>,
+    /// Whether HAProxy of this node leads to a primary; `null` if it does not say.
+    #[serde(default)]
+    pub leads: Option<bool>,
     /// Why this node does not claim it.
     pub problem: Option<Problem>,
 }

@@ -42,6 +42,7 @@ fn the_virtual_ip_has_one_owner_whatever_dies() {
         ("HAProxy dies on the owner: another takes over, and keeps the address", haproxy_dies),
         ("Keepalived is killed on the owner: nothing is left behind", keepalived_dies),
         ("cutting the owner's power", power_cut),
+        ("an owner that cannot hear the primary leaves the address to one that can", primary_unheard),
         ("a partition ends with one owner", partition),
         ("an address that is in use is not claimed, and its user named", in_use),
     ]);
@@ -240,15 +241,50 @@ fn power_cut(cluster: &TestCluster) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the primary sends reaches the owner no more; VRRP and HAProxy itself are as well as before.
+fn primary_unheard(cluster: &TestCluster) -> anyhow::Result<()> {
+    let leader = cluster.leader()?;
+    let before = owner(cluster)?;
+    if before == leader {
+        cluster.output(&before, &["systemctl", "restart", "keepalived"])?;
+        moved(cluster, &before)?;
+    }
+    let before = owner(cluster)?;
+    cluster.lab.partition(&leader, &before, true)?;
+    let start = Instant::now();
+    let (seen, after) = Seen::during(cluster, || moved(cluster, &before))?;
+    let took = start.elapsed();
+    let (_, several) =
+        seen.tell(&format!("{before} no longer hears {leader}: to {after} in {:.2}s", took.as_secs_f64()));
+    ensure!(several <= LOOKING, "several owners for {several:?}");
+    cluster.wait_for("SQL through the virtual IP", SETTLED, || cluster.ask(VIP, 5000, "SELECT 'reached'"))?;
+    let problem = cluster.status(&before)?.vip.and_then(|vip| vip.problem).context("no word of it in the status")?;
+    ensure!(problem.what.contains("HAProxy here reaches no primary"), "{problem}");
+    cluster.lab.heal(None)?;
+    cluster.wait_for("a candidate again", SETTLED, || {
+        let vip = cluster.status(&before)?.vip.context("no virtual IP")?;
+        ensure!(vip.problem.is_none() && vip.leads == Some(true), "{vip:?}");
+        Ok(())
+    })?;
+    cluster.wait_healthy(BACK)?;
+    ensure!(owner(cluster)? == after, "the address did not stay");
+    Ok(())
+}
+
 fn partition(cluster: &TestCluster) -> anyhow::Result<()> {
     let alone = owner(cluster)?;
     for other in cluster.others(&alone) {
         cluster.lab.partition(&alone, &other, false)?;
     }
-    // Nobody can help this: the two sides do not hear each other.
-    cluster.wait_for("an owner on each side", SETTLED, || {
+    // The sides do not hear each other: there is an owner on each until the one without a primary sees that it has none.
+    cluster.wait_for("an owner on the side of the many", SETTLED, || {
         let owners = owners(cluster)?;
-        ensure!(owners.len() == 2, "owners: {owners:?}");
+        ensure!(owners.iter().any(|owner| *owner != alone), "owners: {owners:?}");
+        Ok(())
+    })?;
+    cluster.wait_for("no owner that is cut off", SETTLED * 2, || {
+        let owners = owners(cluster)?;
+        ensure!(owners.len() == 1 && owners[0] != alone, "owners: {owners:?}");
         Ok(())
     })?;
     let (seen, ()) = Seen::during(cluster, || {

@@ -32,6 +32,12 @@ pub async fn ask(path: &Path, line: &str) -> Result<String> {
     answer.with_context(|| format!("HAProxy, `{line}`"))
 }
 
+/// Whether HAProxy behind the socket at `path` has a server that it takes for the primary.
+pub async fn leads(path: &Path) -> Result<bool> {
+    let running = state::parse(&ask(path, &format!("show servers state {RW}")).await?, &[RW])?;
+    Ok(running.iter().any(|server| server.up && !server.maintenance))
+}
+
 /// The runtime socket.
 #[derive(Debug, Clone)]
 pub struct Socket {

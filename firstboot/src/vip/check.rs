@@ -1,8 +1,8 @@
 //! `firstboot vip-check`: does HAProxy here serve clients? Run by Keepalived every second as a user without rights, so it
 //! starts nothing, waits for little and says nothing but its exit status.
 //!
-//! It looks at HAProxy alone. Whether PostgreSQL has a leader is HAProxy's business: an address that moved whenever there
-//! is none would cut connections for nothing.
+//! It looks at HAProxy, and at whether the agent wants this node to stand aside (see `aside`). Whether PostgreSQL has a leader
+//! is HAProxy's business: an address that moved whenever there is none would cut connections for nothing.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -22,6 +22,7 @@ const LISTENS: &str = "0A";
 
 /// Fails if HAProxy does not serve.
 pub fn check() -> Result<()> {
+    ensure!(!super::aside::stands_aside(), "other nodes lead to the primary, this one does not");
     answers(STATISTICS)?;
     let tables = ["/proc/net/tcp6", "/proc/net/tcp"].map(|path| fs::read_to_string(path).unwrap_or_default());
     ensure!(tables.iter().any(|table| listens(table, CLIENTS)), "nothing listens on port {CLIENTS}");

@@ -7,8 +7,10 @@
 //! ```
 //!
 //! Keepalived itself cannot ask before it claims: while it runs, the attendant probes now and then, and takes a candidate
-//! out of the race when a stranger has the address.
+//! out of the race when a stranger has the address, or for as long as a peer's HAProxy leads to a primary and this one's
+//! does not.
 
+mod aside;
 mod check;
 mod probe;
 
@@ -18,12 +20,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use fs_err as fs;
 
+use aside::Route;
 pub use check::check;
 use probe::{Finding, Peer};
 
 use crate::facts::{self, Link};
 use crate::plan::Desired;
 use crate::problem::Problem;
+use crate::proxy::socket;
 use crate::render::keepalived;
 use crate::spec::{NodeSpec, Password, Secret};
 use crate::status::{Board, VipStatus};
@@ -68,7 +72,7 @@ impl Keeper {
                 peers.push(Peer::new(&slot, ip, tls.clone())?);
             }
         }
-        let status = VipStatus { address: vip.addr(), here: false, mac: None, problem: None };
+        let status = VipStatus { address: vip.addr(), here: false, mac: None, leads: None, problem: None };
         host.board.update(|board| board.vip = Some(status));
         Ok(Some(Self {
             address: vip.addr(),
@@ -116,11 +120,7 @@ impl Keeper {
 
     async fn probe(&self, link: &Link) -> Result<Finding> {
         let Some(mac) = probe::answer(&link.name, self.address).await? else { return Ok(Finding::Free) };
-        let mut said = Vec::new();
-        for peer in &self.peers {
-            said.push((peer.slot.clone(), peer.ask().await));
-        }
-        Ok(probe::judge(self.address, &mac, &said))
+        Ok(probe::judge(self.address, &mac, &self.ask_peers().await))
     }
 
     async fn start(&self, link: &Link) -> Result<()> {
@@ -139,16 +139,21 @@ impl Keeper {
     /// Looks after a running Keepalived; returns after taking it out of the race.
     async fn attend(&self) {
         let (mut looks, mut missed) = (0, 0);
+        let mut route = Route::default();
         self.tell(None);
         loop {
             let runs = running();
             let here = runs && facts::has_address(self.address);
+            let leads = socket::leads(&self.host.layout.haproxy_socket()).await.ok();
             self.board().update(|status| {
-                if let Some(vip) = status.vip.as_mut().filter(|vip| vip.here != here) {
+                let Some(vip) = &mut status.vip else { return };
+                vip.leads = leads;
+                if vip.here != here {
                     vip.here = here;
                     tracing::info!("the virtual IP {} is {}", self.address, if here { "here" } else { "not here" });
                 }
             });
+            self.stand_aside(&mut route, leads).await;
             missed = if runs { 0 } else { missed + 1 };
             if missed == LEFT_BEHIND {
                 self.remove().await;
@@ -164,6 +169,34 @@ impl Keeper {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Out of the race for as long as another candidate is better off.
+    async fn stand_aside(&self, route: &mut Route, leads: Option<bool>) {
+        let before = self.board().get().vip.and_then(|vip| vip.problem).filter(aside::is_reason);
+        let why = match route.look(leads) {
+            _ if route.is_fine() => None,
+            true => aside::why(&self.ask_peers().await),
+            false => before.clone(),
+        };
+        if why != before {
+            match &why {
+                Some(problem) => tracing::warn!("the virtual IP {}: {problem}", self.address),
+                None => tracing::info!("HAProxy leads to a primary: this node may have the virtual IP again"),
+            }
+            self.board().update(|status| status.vip.iter_mut().for_each(|vip| vip.problem.clone_from(&why)));
+        }
+        if let Err(error) = aside::tell(&self.host.layout, why.is_some()) {
+            tracing::error!("Keepalived's check cannot be told: {error:#}");
+        }
+    }
+
+    async fn ask_peers(&self) -> Vec<(String, Result<Option<VipStatus>, String>)> {
+        let mut said = Vec::new();
+        for peer in &self.peers {
+            said.push((peer.slot.clone(), peer.ask().await));
+        }
+        said
     }
 
     async fn remove(&self) {
@@ -195,11 +228,7 @@ impl Keeper {
             return false;
         }
         // A peer that does not answer may be the rightful holder, whose agent is away.
-        let mut all_answer = true;
-        for peer in &self.peers {
-            all_answer &= peer.ask().await.is_ok();
-        }
-        if !all_answer {
+        if self.ask_peers().await.iter().any(|(_, said)| said.is_err()) {
             return false;
         }
         if let Err(error) = tool::systemctl(&["stop", &self.unit]).run().await {

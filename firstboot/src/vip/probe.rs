@@ -119,7 +119,7 @@ mod tests {
 
     fn status(here: bool, mac: &str) -> Result<Option<VipStatus>, String> {
         let problem = None;
-        Ok(Some(VipStatus { address: VIP.parse().unwrap(), here, mac: Some(mac.to_owned()), problem }))
+        Ok(Some(VipStatus { address: VIP.parse().unwrap(), here, mac: Some(mac.to_owned()), leads: None, problem }))
     }
 
     fn found(said: &[Result<Option<VipStatus>, String>]) -> Finding {

@@ -11,7 +11,6 @@ use firstboot::spec::{Role, Rto, Vip, VipMode};
 use ipnet::IpNet;
 use pgkiln::cluster::{Definition, Node};
 use pgkiln::lab::{NodeState, NodeStatus};
-use serde::Deserialize;
 
 use super::checker::{self, Rows};
 use super::client::{Client, Observers};
@@ -270,20 +269,12 @@ pub(super) fn wait_ready(cluster: &TestCluster) -> anyhow::Result<()> {
         cluster.check_healthy(&cluster.slots)?;
         vip_owner(cluster)?;
         let first = &cluster.slots[0];
-        let key = format!("/service/{}/sync", cluster.cluster.definition.name);
-        let text = cluster.output(first, &["etcdctl", "get", "--print-value-only", &key])?;
-        let sync: Sync = serde_json::from_str(&text).with_context(|| format!("reading {key}: {text:?}"))?;
         let leader = cluster.leader_seen_by(first)?;
-        let standbys: Vec<&str> = sync.sync_standby.as_deref().unwrap_or_default().split(',').collect();
-        let all = cluster.others(&leader).iter().all(|slot| standbys.contains(&slot.as_str()));
-        ensure!(sync.leader.as_deref() == Some(&leader) && all, "{leader} leads, {key} is {text}");
+        let (successors, others) = (cluster.successors(first)?, cluster.others(&leader));
+        // Patroni has quorum commit from version 4 on; before it one standby is chosen.
+        let all = cluster.image_info(first)?.version_of("patroni")? >= (4, 0, 0);
+        let missing = others.iter().filter(|slot| !successors.contains(slot)).count();
+        ensure!(missing == 0 || !all && missing < others.len(), "{leader} leads, only {successors:?} may take over");
         Ok(())
     })
-}
-
-/// Patroni's `sync` key.
-#[derive(Debug, Deserialize)]
-struct Sync {
-    leader: Option<String>,
-    sync_standby: Option<String>,
 }
