@@ -27,7 +27,8 @@ pub use tree::RootTree;
 pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let started = Instant::now();
     let steps = ui.steps(7);
-    let recipes = [Recipe::load(&options.image)?.locked()?, Recipe::load(&options.tools)?.locked()?];
+    let recipes =
+        [Recipe::load_with(&options.image, &options.overrides)?.locked()?, Recipe::load(&options.tools)?.locked()?];
     let cache = Cache::open(ui.cache_dir())?;
     let work = work::Work::create(&cache)?;
 
@@ -86,5 +87,5 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     };
     let out = outputs::publish(&made, &manifest, &options.out)?;
     step.done();
-    Ok(Baked::new(&out, &manifest, relocked, base, started))
+    Ok(Baked::new(&out, &manifest, image, relocked, base, started))
 }

@@ -37,6 +37,7 @@ pub fn bake(ui: &Ui) -> anyhow::Result<(PathBuf, PathBuf)> {
         fresh: false,
         relock: true,
         from: None,
+        overrides: Default::default(),
     };
     let baked = bake::bake(&options, ui).context("baking the image the tests boot")?;
     if baked.relocked {

@@ -14,6 +14,7 @@ pub mod keys;
 pub mod plot;
 pub mod random;
 pub mod reference;
+pub mod standin;
 pub mod tls_server;
 pub mod tree_diff;
 pub mod workspace;

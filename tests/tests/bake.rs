@@ -266,6 +266,7 @@ fn bake(cache: &Cache, out: &Path, fresh: bool) -> Result<Baked> {
         fresh,
         relock: true,
         from: None,
+        overrides: Default::default(),
     };
     bake::bake(&options, &Ui::silent(cache.root().to_owned()))
 }

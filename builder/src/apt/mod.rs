@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::image::{Archive, Image, Url};
+use crate::image::{Archive, Image, Place, Url};
 
 pub mod deb822;
 pub mod host;
@@ -25,10 +25,16 @@ pub struct Bases {
     pub from_host: bool,
 }
 
-/// The addresses of an archive, as the recipe and this host's apt sources say.
+/// The addresses of an archive, as the recipe, an overlay and this host's apt sources say.
 pub fn bases(image: &Image, archive: &Archive) -> Bases {
     let official = image.distribution.archive(&archive.id);
     let only = |url: String| Bases { urls: vec![url], from_host: false };
+    match (archive.overlaid.as_ref().and_then(|overlaid| overlaid.place.as_ref()), &archive.url) {
+        (Some(Place::Archive(url)), _) => return only(url.clone()),
+        (Some(Place::Snapshots(service)), Url::Snapshot(time)) => return only(format!("{service}/{time}")),
+        // A snapshot service for what is no snapshot was refused.
+        (Some(Place::Snapshots(_)) | None, _) => {}
+    }
     match (&archive.url, official) {
         (Url::Base(url), _) => only(url.clone()),
         (Url::Snapshot(time), Some(official)) => only(format!("{}{time}", official.snapshot.unwrap_or_default())),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::tree::RootTree;
 use crate::digest::Sha256;
+use crate::image::{Image, Overrides};
 use crate::manifest::Manifest;
 
 /// What to bake and where to put it.
@@ -24,6 +25,8 @@ pub struct Options {
     pub relock: bool,
     /// A store to take all packages from, without any network.
     pub from: Option<PathBuf>,
+    /// Another lock of the image, other places for its archives.
+    pub overrides: Overrides,
 }
 
 /// A finished image.
@@ -41,6 +44,8 @@ pub struct Baked {
     pub version: String,
     /// Whether the committed lock could not be used.
     pub relocked: bool,
+    /// Archives that were believed by other keys than the recipe's.
+    pub other_keys: Vec<String>,
     /// The root tree it was made from, still writable: for tests and benchmarks, and only to be read.
     pub tree: PathBuf,
     /// Whether that came from the cache.
@@ -50,7 +55,14 @@ pub struct Baked {
 }
 
 impl Baked {
-    pub(super) fn new(out: &Path, manifest: &Manifest<'_>, relocked: bool, tree: RootTree, started: Instant) -> Self {
+    pub(super) fn new(
+        out: &Path,
+        manifest: &Manifest<'_>,
+        image: &Image,
+        relocked: bool,
+        tree: RootTree,
+        started: Instant,
+    ) -> Self {
         let root = &manifest.outputs[0];
         Self {
             root: out.join(&root.name),
@@ -59,6 +71,7 @@ impl Baked {
             manifest: out.join("manifest.json"),
             version: manifest.version.to_owned(),
             relocked,
+            other_keys: image.other_keys().into_iter().map(str::to_owned).collect(),
             tree_cached: tree.cached,
             tree: tree.root,
             elapsed: started.elapsed(),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::Beside;
 use crate::bake;
 use crate::progress::{Ui, seconds, size};
 
@@ -31,6 +32,8 @@ pub struct Args {
     /// Take every package from this store (`pgkiln fetch IMAGE --to DIR`); no network is used
     #[arg(long, value_name = "DIR", conflicts_with = "relock")]
     from: Option<PathBuf>,
+    #[command(flatten)]
+    beside: Beside,
 }
 
 /// Runs the command.
@@ -44,10 +47,17 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         fresh: args.fresh,
         relock: args.relock,
         from: args.from,
+        overrides: args.beside.into(),
     };
     let baked = bake::bake(&options, ui)?;
     if baked.relocked {
         ui.warn("the archive no longer has every locked package: newer ones were taken");
+    }
+    if !baked.other_keys.is_empty() {
+        let archives = baked.other_keys.join(", ");
+        ui.warn(format!(
+            "{archives}: believed by the overlay's keys, not by the recipe's; the image is what they signed"
+        ));
     }
     ui.say(format!("{}: {}, version {}", baked.root.display(), size(baked.root_bytes), baked.version));
     ui.say(format!("baked in {}", seconds(baked.elapsed)));
@@ -58,6 +68,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         "manifest": baked.manifest,
         "version": baked.version,
         "relocked": baked.relocked,
+        "other_keys": baked.other_keys,
         "tree_cached": baked.tree_cached,
         "seconds": baked.elapsed.as_secs_f64(),
     }))

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::Beside;
 use crate::cache::Cache;
 use crate::fetch::{self, Event};
+use crate::image::Overrides;
 use crate::lock::{Locked, Recipe, chain, moved};
+use crate::problem::Problem;
 use crate::progress::{Step, Ui, size};
 use crate::store::Store;
 
@@ -22,6 +25,8 @@ pub struct Args {
     /// With --to: recipe of the tool tree [default: tools, beside each image]
     #[arg(long, value_name = "DIR", requires = "to")]
     tools: Option<PathBuf>,
+    #[command(flatten)]
+    beside: Beside,
 }
 
 /// The result for machines.
@@ -57,7 +62,17 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
             }
         });
     }
-    let recipes = dirs.iter().map(|dir| Recipe::load(dir)?.locked()).collect::<anyhow::Result<Vec<_>>>()?;
+    let overrides: Overrides = args.beside.into();
+    if overrides != Overrides::default() && args.images.len() > 1 {
+        let what = "`--overlay` and `--lock` are about one image, several are named";
+        return Err(Problem::new(what, "", "run the command once per image").into());
+    }
+    let load = |dir: &PathBuf| {
+        // The tool tree has a lock and archives of its own.
+        let beside = if args.images.contains(dir) { &overrides } else { &Overrides::default() };
+        Recipe::load_with(dir, beside)?.locked()
+    };
+    let recipes = dirs.iter().map(load).collect::<anyhow::Result<Vec<_>>>()?;
     let cache = Cache::open(ui.cache_dir())?;
     let mut outcome = Outcome::default();
     let step = ui.step("fetch");

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::Beside;
 use crate::cache::Cache;
 use crate::fetch::Event;
-use crate::image::Image;
+use crate::image::{Image, overlay};
 use crate::lock::relock::{self, Drift};
 use crate::lock::resolve::{self, Resolved};
 use crate::lock::{Lock, Recipe, Unlocked, stale};
@@ -31,6 +32,8 @@ pub struct Args {
     /// Resolve anew into the cache and show what would change; the tree is not edited
     #[arg(long)]
     relock: bool,
+    #[command(flatten)]
+    beside: Beside,
 }
 
 /// The result for machines.
@@ -48,7 +51,10 @@ struct Outcome<'a> {
 
 /// Runs the command.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
-    let recipe = Recipe::load(&args.image)?;
+    let recipe = Recipe::load_with(&args.image, &args.beside.into())?;
+    if !args.check && !args.relock {
+        overlay::check_lock_place(recipe.image())?;
+    }
     let file = recipe.image().lock_file();
     let name = recipe.image().name.clone();
     let outcome = |lock: &Lock, place: &PathBuf, written, relocked, drift: &[Drift]| -> anyhow::Result<()> {
@@ -91,13 +97,13 @@ fn moving(image: &Image, old: Option<&Lock>, names: &[String]) -> anyhow::Result
     }
     let file = image.lock_file().display().to_string();
     let Some(old) = old else {
-        let remedy = format!("run `pgkiln lock {}` first", image.dir().display());
+        let remedy = format!("run `pgkiln lock {}` first", image.arguments());
         return Err(Problem::new("there is no lock yet in which something could move alone", file, remedy).into());
     };
     let reasons = stale::reasons(image, old);
     if !reasons.is_empty() {
         let mut problem = stale::problem(image, &reasons);
-        problem.remedy = format!("run `pgkiln lock --update {}` without components first", image.dir().display());
+        problem.remedy = format!("run `pgkiln lock --update {}` without components first", image.arguments());
         return Err(problem.into());
     }
     let package = |name: &String| {

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::image::Overrides;
 use crate::progress::Ui;
 
 pub use failure::report;
@@ -23,6 +24,23 @@ pub mod fetch;
 pub mod lab;
 pub mod lock;
 pub mod show;
+
+/// What some commands take beside an image.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Beside {
+    /// Other addresses and keys for the recipe's archives (a mirror), from this file
+    #[arg(long, value_name = "FILE")]
+    overlay: Option<PathBuf>,
+    /// The image's lock, instead of image.lock beside the recipe
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+}
+
+impl From<Beside> for Overrides {
+    fn from(Beside { overlay, lock }: Beside) -> Self {
+        Self { overlay, lock }
+    }
+}
 
 /// Exit code for a bug of ours (`EX_SOFTWARE` of sysexits.h).
 const EXIT_BUG: u8 = 70;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::Beside;
 use crate::advisory::{self, Warning};
 use crate::apt;
 use crate::image::Image;
@@ -18,6 +19,8 @@ pub struct Args {
     /// List every package
     #[arg(long)]
     packages: bool,
+    #[command(flatten)]
+    beside: Beside,
 }
 
 #[derive(Debug, Serialize)]
@@ -47,6 +50,7 @@ struct ShownArchive {
     id: String,
     urls: Vec<String>,
     from_host: bool,
+    overlaid: bool,
     suites: Vec<String>,
     components: Vec<String>,
     key: String,
@@ -90,7 +94,7 @@ struct ShownPackage {
 
 /// Runs the command.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
-    let image = Image::load(&args.image)?;
+    let image = Image::load_with(&args.image, &args.beside.into())?;
     let lock = Lock::load(&image.lock_file())?;
     let shown = look(&image, lock.as_ref(), args.packages);
     ui.say(text(&shown).trim_end());
@@ -111,6 +115,7 @@ fn look(image: &Image, lock: Option<&Lock>, packages: bool) -> Shown {
             id: archive.id.clone(),
             urls: bases.urls,
             from_host: bases.from_host,
+            overlaid: archive.overlaid.is_some(),
             suites: archive.suites.clone(),
             components: archive.components.clone(),
             key: archive.key.value.to_string(),
@@ -203,7 +208,11 @@ fn text(shown: &Shown) -> String {
     out.push_str(&warnings(&shown.warnings));
     out.push_str("\narchives\n");
     for archive in &shown.archives {
-        let origin = if archive.from_host { "this host's mirror" } else { "as the recipe says" };
+        let origin = match (archive.overlaid, archive.from_host) {
+            (true, _) => "as the overlay says",
+            (false, true) => "this host's mirror",
+            (false, false) => "as the recipe says",
+        };
         out.push_str(&format!("  {:<16} {} ({origin})\n", archive.id, archive.urls.join(", ")));
         out.push_str(&format!("  {:<16} {}; {}\n", "", archive.suites.join(" "), archive.components.join(" ")));
         let time = archive.snapshot.as_ref().map(|time| format!("as it was at {time}"));

@@ -170,6 +170,7 @@ fn bake_options(image: &Path, ui: &Ui) -> bake::Options {
         fresh: false,
         relock: true,
         from: None,
+        overrides: Default::default(),
     }
 }
 

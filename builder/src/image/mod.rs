@@ -14,10 +14,12 @@ use crate::problem::{Problem, Problems};
 
 pub mod distribution;
 mod document;
+pub mod overlay;
 mod parse;
 mod parse_archive;
 
 pub use distribution::Distribution;
+pub use overlay::{Overlaid, Overrides, Place};
 
 /// A value and the line of `image.toml` it stands in, for messages that come later (an unknown package, a wrong signature).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +61,8 @@ pub struct Image {
     pub outputs: Vec<String>,
     /// Directories of files copied as they are, as the recipe names them; `None`: `tree`, which need not exist.
     pub trees: Option<Vec<Located<String>>>,
+    /// What the command line says beside it.
+    pub overrides: Overrides,
 }
 
 /// One archive: suites that share a base URL and the keys that sign them.
@@ -84,6 +88,8 @@ pub struct Archive {
     pub label: Option<String>,
     /// apt pin priority of all its packages, if not the default of 500.
     pub priority: Option<i64>,
+    /// What an overlay changed.
+    pub overlaid: Option<Overlaid>,
 }
 
 /// Where the keys of an archive are; armoured or not.
@@ -169,7 +175,7 @@ impl Image {
 
     /// Where its lock is.
     pub fn lock_file(&self) -> PathBuf {
-        self.dir().join("image.lock")
+        self.overrides.lock.clone().unwrap_or_else(|| self.dir().join("image.lock"))
     }
 
     /// Directories of files copied as they are, one over the other: where two have a file, the later one's counts. What the
@@ -195,6 +201,12 @@ impl Image {
     /// `images/debian-13/image.toml:12`.
     pub fn at(&self, line: usize) -> String {
         format!("{}:{line}", self.file.display())
+    }
+
+    /// Where it says which key an archive has, for messages.
+    pub fn key_at(&self, archive: &Archive) -> String {
+        let overlay = archive.overlaid.as_ref().and_then(|overlaid| overlaid.key_at.clone());
+        overlay.unwrap_or_else(|| self.at(archive.key.line))
     }
 
     /// The archive called `id`.

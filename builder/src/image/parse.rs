@@ -8,7 +8,7 @@ use toml::de::DeTable;
 
 use super::distribution::{DISTRIBUTIONS, Distribution};
 use super::document::Table;
-use super::{Component, Image, Located, parse_archive};
+use super::{Component, Image, Located, Overrides, parse_archive};
 use crate::apt::version::Version;
 use crate::problem::Problems;
 use crate::strict::{Reader, suggestion};
@@ -86,14 +86,15 @@ fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Op
         path_includes,
         outputs: outputs.into_iter().map(|output| output.value).collect(),
         trees: names_trees.then_some(trees),
+        overrides: Overrides::default(),
     })
 }
 
-fn check_schema(top: &Table<'_, '_>) {
+pub(super) fn check_schema(top: &Table<'_, '_>) {
     match top.integer("schema") {
         Some(schema) if schema.value != SCHEMA => {
             let what = format!("`schema` is {}, this pgkiln reads {SCHEMA}", schema.value);
-            top.problem(schema.line, what, "use the pgkiln this recipe was written for");
+            top.problem(schema.line, what, "use the pgkiln this file was written for");
         }
         None if !top.has("schema") => top.missing("schema", "1"),
         Some(_) | None => {}

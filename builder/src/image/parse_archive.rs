@@ -39,7 +39,19 @@ fn archive(
     let [origin, label] = ["origin", "label"].map(|key| table.text(key).map(|found| found.value));
     let line = table.line;
     table.finish();
-    Some(Archive { id, line, url: url?, suites, components, key: key?, fingerprints, origin, label, priority })
+    Some(Archive {
+        id,
+        line,
+        url: url?,
+        suites,
+        components,
+        key: key?,
+        fingerprints,
+        origin,
+        label,
+        priority,
+        overlaid: None,
+    })
 }
 
 /// Either `url` or `snapshot` says where the archive is.
@@ -88,18 +100,24 @@ fn must_be_official(id: &str, table: &Table<'_, '_>, line: usize, distribution: 
     table.problem(line, what, format!("give a URL, or call the section {}", known.join(" or ")));
 }
 
-/// A relative path is beside the recipe; without one, the table's keyring is meant.
-fn key(table: &Table<'_, '_>, default: Option<&str>, known: bool, file: &Path) -> Option<Located<Key>> {
-    if let Some(Located { value, line }) = table.text("key") {
-        if value.contains("://") {
-            if !value.starts_with("https://") {
-                let what = format!("the key would come over an unprotected connection: `{value}`");
-                table.problem(line, what, "give an https URL, or the path of a file");
-            }
-            return Some(Located { value: Key::Url(value), line });
+/// The key that `file` names; a relative path is beside it.
+pub(super) fn named_key(table: &Table<'_, '_>, file: &Path) -> Option<Located<Key>> {
+    let Located { value, line } = table.text("key")?;
+    if value.contains("://") {
+        if !value.starts_with("https://") {
+            let what = format!("the key would come over an unprotected connection: `{value}`");
+            table.problem(line, what, "give an https URL, or the path of a file");
         }
-        let dir = file.parent().unwrap_or(Path::new(""));
-        return Some(Located { value: Key::File(dir.join(value)), line });
+        return Some(Located { value: Key::Url(value), line });
+    }
+    let dir = file.parent().unwrap_or(Path::new(""));
+    Some(Located { value: Key::File(dir.join(value)), line })
+}
+
+/// Where a recipe names no key, the table's keyring is meant.
+fn key(table: &Table<'_, '_>, default: Option<&str>, known: bool, file: &Path) -> Option<Located<Key>> {
+    if let Some(key) = named_key(table, file) {
+        return Some(key);
     }
     // Of an unknown distribution nobody knows the keyring; that was reported.
     if default.is_none() && known && !table.has("key") {
@@ -108,7 +126,7 @@ fn key(table: &Table<'_, '_>, default: Option<&str>, known: bool, file: &Path) -
     Some(Located { value: Key::File(default?.into()), line: table.line })
 }
 
-fn fingerprint(table: &Table<'_, '_>, found: Located<String>) -> Option<String> {
+pub(super) fn fingerprint(table: &Table<'_, '_>, found: Located<String>) -> Option<String> {
     let plain: String = found.value.split_whitespace().collect::<String>().to_uppercase();
     if matches!(plain.len(), 40 | 64) && plain.chars().all(|c| c.is_ascii_hexdigit()) {
         return Some(plain);

@@ -34,10 +34,10 @@ fn from_file(image: &Image, archive: &Archive, path: &Path) -> anyhow::Result<Ve
         let package = image.distribution.archives.iter().find(|official| Path::new(official.keyring) == path);
         let remedy = match package {
             Some(official) => format!("apt-get install {}", official.keyring_package),
-            None => "correct `key` in image.toml".to_owned(),
+            None => "correct `key` there".to_owned(),
         };
         let what = format!("the keyring `{}` of archive `{}` does not exist", path.display(), archive.id);
-        return Err(Problem::new(what, image.at(archive.key.line), remedy).into());
+        return Err(Problem::new(what, image.key_at(archive), remedy).into());
     }
     let place = path.display().to_string();
     let keys = keyring::read(&fs_err::read(path)?, &place)?;

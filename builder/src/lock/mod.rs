@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::apt;
 use crate::digest::Sha256;
 use crate::fetch::Item;
-use crate::image::Image;
+use crate::image::{Image, Overrides};
 use crate::problem::Problem;
 use crate::unpack::deb::Identity;
 
@@ -190,11 +190,16 @@ impl Recipe<Unlocked> {
         Ok(Self { image: Image::load(dir)?, state: Unlocked })
     }
 
+    /// The same with what the command line says beside it.
+    pub fn load_with(dir: &Path, overrides: &Overrides) -> anyhow::Result<Self> {
+        Ok(Self { image: Image::load_with(dir, overrides)?, state: Unlocked })
+    }
+
     /// Takes the lock beside the recipe; a missing or stale one is a problem with its reasons and the way out.
     pub fn locked(self) -> anyhow::Result<Recipe<Locked>> {
         let file = self.image.lock_file();
         let Some(lock) = Lock::load(&file)? else {
-            let remedy = format!("run `pgkiln lock {}`", self.image.dir().display());
+            let remedy = format!("run `pgkiln lock {}`", self.image.arguments());
             return Err(Problem::new("there is no lock yet", file.display().to_string(), remedy).into());
         };
         self.with(lock)

@@ -36,7 +36,7 @@ fn moves(recipe: &Recipe<Locked>, cache: &Cache, report: &dyn Fn(Event<'_>)) -> 
     let work = cache.work_dir("moved.")?;
     let index = Archives::verify(image, Some(lock), cache, work.path(), report)?.index;
     let place = image.lock_file().display().to_string();
-    let dir = image.dir().display();
+    let dir = image.arguments();
     let mut problems: Vec<Problem> = Vec::new();
     for package in &lock.packages {
         problems.extend(gone(package, &index, &place, &dir).or_else(|| released_again(package, &index, &place, &dir)));

@@ -125,7 +125,7 @@ fn check_held(image: &Image, held: &[&Package], new: &[Package], moving: &[Strin
             (false, _) => format!("{} {} cannot stay: the archive has {}", old.name, old.version, new.version),
         };
         let remedy =
-            format!("name it too: `pgkiln lock --update {} {} {}`", image.dir().display(), moving.join(" "), old.name);
+            format!("name it too: `pgkiln lock --update {} {} {}`", image.arguments(), moving.join(" "), old.name);
         Some(Problem::new(what, image.lock_file().display().to_string(), remedy))
     });
     let problems: Vec<Problem> = moved.collect();

@@ -60,6 +60,8 @@ impl Seen {
         // Whoever writes a snapshot's time into the recipe means that time.
         let key = match &archive.url {
             Url::Snapshot(_) => return Ok(()),
+            // Its keys say which archive it is; where it is may differ every time.
+            _ if archive.overlaid.is_some() => format!("{} {suite} of {}", archive.id, archive.fingerprints.join(" ")),
             Url::Host => format!("{} {suite} host", archive.id),
             Url::Base(url) => format!("{} {suite} {url}", archive.id),
         };

@@ -93,6 +93,6 @@ pub fn problem(image: &Image, reasons: &[Stale]) -> Problem {
     Problem::new(
         format!("the lock is out of date: {}", reasons.join("; ")),
         image.lock_file().display().to_string(),
-        format!("run `pgkiln lock --update {}` and review the difference", image.dir().display()),
+        format!("run `pgkiln lock --update {}` and review the difference", image.arguments()),
     )
 }

@@ -35,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         fresh,
         relock: true,
         from: None,
+        overrides: Default::default(),
     };
     // The first one also makes the tool tree, which is not measured.
     let baked = bake::bake(&options(false), &ui)?;

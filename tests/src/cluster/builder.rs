@@ -21,12 +21,13 @@ pub struct Builder {
     nodes: usize,
     start: bool,
     seeded: bool,
+    image: Option<PathBuf>,
     change: Box<dyn FnOnce(&mut Definition)>,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { name: "test", nodes: 3, start: true, seeded: true, change: Box::new(|_| {}) }
+        Self { name: "test", nodes: 3, start: true, seeded: true, image: None, change: Box::new(|_| {}) }
     }
 }
 
@@ -59,6 +60,13 @@ impl Builder {
         self
     }
 
+    /// Boots this root image instead of the one under test.
+    #[must_use]
+    pub fn image(mut self, root: PathBuf) -> Self {
+        self.image = Some(root);
+        self
+    }
+
     /// Changes the definition before the operator's directory is made.
     #[must_use]
     pub fn define(mut self, change: impl FnOnce(&mut Definition) + 'static) -> Self {
@@ -68,7 +76,7 @@ impl Builder {
 
     /// Makes the operator's directory and the seeds and starts the lab; returns when every node has its PID 1.
     pub fn up(self) -> anyhow::Result<TestCluster> {
-        let image = image()?;
+        let image = self.image.map_or_else(image, Ok)?;
         let dir = tempfile::Builder::new().prefix("pgkiln-test-").tempdir_in("/var/tmp")?;
         let mut definition = definition(self.nodes)?;
         (self.change)(&mut definition);
