@@ -10,6 +10,7 @@ use crate::assemble::{self, agent, layer};
 use crate::cache::Cache;
 use crate::configure::seal;
 use crate::digest::Sha256;
+use crate::disk;
 use crate::lint;
 use crate::lock::Recipe;
 use crate::manifest::{self, Manifest};
@@ -26,8 +27,9 @@ pub use tree::RootTree;
 /// Bakes an image.
 pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let started = Instant::now();
-    let steps = ui.steps(7);
+    let steps = ui.steps(8);
     let recipes = [Recipe::load(&options.image)?.locked()?, Recipe::load(&options.tools)?.locked()?];
+    let formats = options.formats(recipes[0].image())?;
     let cache = Cache::open(ui.cache_dir())?;
     let work = work::Work::create(&cache)?;
 
@@ -67,8 +69,16 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let root = assemble::squashfs(&[&layer, &base.root], &tools_tree.root, &made, &name, lock.source_date_epoch)?;
     step.done();
 
+    let step = steps.start("disk");
+    let (tree, tools_root) = (base.root.as_path(), tools_tree.root.as_path());
+    let parts =
+        disk::Inputs { image, version: &version, root: &root, tree, tools: tools_root, dir: &work.dir("disk")? };
+    let disk = disk::make_for(&formats, &parts, lock.source_date_epoch, &cache)?;
+    step.done();
+
     let step = steps.start("outputs");
-    let root = outputs::describe(&root, "squashfs")?;
+    let made_of = crate::outputs::Inputs { name: &image.name, root: &root, disk: disk.as_ref(), dir: &made };
+    let files_made = crate::outputs::make(&formats, &made_of)?;
     let manifest = Manifest {
         schema: 1,
         image: &image.name,
@@ -79,10 +89,11 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
         tools_lock_sha256: tools.lock().digest(),
         agent_sha256,
         files_sha256,
-        root_hash: None,
+        initrd_sha256: disk.as_ref().map(|disk| disk.program_sha256),
+        root_hash: disk.map(|disk| disk.root_hash),
         packages: manifest::packages(lock),
         files: &files,
-        outputs: vec![root],
+        outputs: files_made,
     };
     let out = outputs::publish(&made, &manifest, &options.out)?;
     step.done();

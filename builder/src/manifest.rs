@@ -30,6 +30,8 @@ pub struct Manifest<'a> {
     pub tools_lock_sha256: Sha256,
     /// Digest of the agent's binary.
     pub agent_sha256: Sha256,
+    /// Digest of the initrd's program, where there is a disk.
+    pub initrd_sha256: Option<Sha256>,
     /// Digest of the profiles and of the recipe's trees.
     pub files_sha256: Sha256,
     /// dm-verity root hash, if there is one.

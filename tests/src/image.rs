@@ -35,6 +35,7 @@ pub fn bake(ui: &Ui) -> anyhow::Result<(PathBuf, PathBuf)> {
         out: workspace::root().join("target/selftest/debian-13"),
         agent: None,
         fresh: false,
+        formats: None,
         relock: true,
         from: None,
     };

@@ -264,6 +264,7 @@ fn bake(cache: &Cache, out: &Path, fresh: bool) -> Result<Baked> {
         out: out.to_owned(),
         agent: Some(agent),
         fresh,
+        formats: None,
         relock: true,
         from: None,
     };

@@ -74,3 +74,12 @@ pub const STRACE: Tool =
 /// Asks a cluster as any client would.
 pub const PSQL: Tool =
     Tool { name: "psql", package: "postgresql-client", minimum: None, why: "talking to a test cluster as a client" };
+/// Boots baked disks.
+pub const QEMU: Tool = Tool {
+    name: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    minimum: Some(("7.2", &["--version"])),
+    why: "booting baked disks in tests",
+};
+/// Copies disks without filling their holes.
+pub const CP: Tool = Tool { name: "cp", package: "coreutils", minimum: None, why: "copying disks" };

@@ -33,6 +33,7 @@ fn main() -> anyhow::Result<()> {
         out: work.path().join("out"),
         agent: Some(agent.clone()),
         fresh,
+        formats: None,
         relock: true,
         from: None,
     };

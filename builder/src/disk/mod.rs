@@ -1,0 +1,125 @@
+//! The bootable disk: hash tree, initrd, unified kernel image (UKI), partitions.
+//!
+//! `root image -> hash tree -> UKI (command line has the root hash) -> EFI system partition -> GPT`: each is decided by the one
+//! before it, so the root hash in the UKI stands for every byte of the root, and a signature of the UKI for all of them. The
+//! identifiers of the partitions follow from the root hash (systemd's rule), all others from the image's version, and what
+//! writes bytes is a program of the tool tree or code of ours; so the same inputs give the same disk.
+//!
+//! The disk as it is shipped has slot A only. Slot B and `/var` are made at first boot from `/usr/lib/repart.d` of the image.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use uuid::Uuid;
+
+use crate::assemble::agent;
+use crate::cache::Cache;
+use crate::digest::Sha256;
+use crate::image::Image;
+use crate::outputs::Format;
+use crate::sandbox::Sandbox;
+
+pub mod boot;
+mod cpio;
+pub mod gpt;
+mod initrd;
+mod kernel;
+mod modules;
+pub mod partitions;
+mod uki;
+pub mod verity;
+
+/// What a disk is made of.
+pub struct Inputs<'a> {
+    /// The recipe.
+    pub image: &'a Image,
+    /// Version of the image.
+    pub version: &'a str,
+    /// The read-only root image.
+    pub root: &'a Path,
+    /// The tree with the kernel, its modules and `os-release`.
+    pub tree: &'a Path,
+    /// The tool tree.
+    pub tools: &'a Path,
+    /// An empty directory on the file system of the outputs.
+    pub dir: &'a Path,
+}
+
+/// A bake of a disk.
+struct Work<'a> {
+    inputs: &'a Inputs<'a>,
+    epoch: u64,
+    /// PID 1 of the initramfs.
+    program: PathBuf,
+}
+
+impl<'a> std::ops::Deref for Work<'a> {
+    type Target = Inputs<'a>;
+
+    fn deref(&self) -> &Self::Target {
+        self.inputs
+    }
+}
+
+impl Work<'_> {
+    /// Runs a program of the tool tree, with [`Inputs::dir`] at `/srv`.
+    fn run(&self, argv: &[&str]) -> anyhow::Result<std::process::Output> {
+        // A tool tree has no /var/tmp.
+        Sandbox::new(self.tools, self.epoch).bind(self.dir, "srv", false).env("TMPDIR", "/tmp").run(argv)
+    }
+
+    /// An identifier that follows from the image's version.
+    fn uuid(&self, what: &str) -> Uuid {
+        Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("pgkiln:{}:{}:{what}", self.image.name, self.version).as_bytes())
+    }
+
+    /// The same, as bytes for where more are wanted.
+    fn digest(&self, what: &str) -> Sha256 {
+        Sha256::of(format!("pgkiln:{}:{}:{what}", self.image.name, self.version))
+    }
+}
+
+/// A finished disk and what it is made of.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The root image.
+    pub root: PathBuf,
+    /// The root's hash tree.
+    pub hashes: PathBuf,
+    /// Its top: 64 hexadecimal digits.
+    pub root_hash: String,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: PathBuf,
+    /// Kernel command line.
+    pub command_line: String,
+    /// Kernel, initramfs and command line as one EFI program.
+    pub uki: PathBuf,
+    /// The whole disk, sparse.
+    pub raw: PathBuf,
+    /// Digest of the program that is PID 1 of the initramfs.
+    pub program_sha256: Sha256,
+}
+
+/// Makes the disk in [`Inputs::dir`], if one of the formats needs one.
+pub fn make_for(formats: &[Format], inputs: &Inputs<'_>, epoch: u64, cache: &Cache) -> anyhow::Result<Option<Disk>> {
+    if !formats.iter().any(|format| format.needs_disk()) {
+        return Ok(None);
+    }
+    let program = agent::initrd_program(inputs.image.dir(), cache)?;
+    make(&Work { inputs, epoch, program }).map(Some)
+}
+
+fn make(work: &Work<'_>) -> anyhow::Result<Disk> {
+    let kernel = kernel::Kernel::find(work.image, work.tree)?;
+    let (hashes, root_hash) = verity::format(work).context("making the hash tree of the root")?;
+    let initrd = initrd::make(work, &kernel).context("making the initrd")?;
+    let command_line = boot::command_line(&root_hash);
+    let uki = uki::make(work, &kernel, &initrd, &command_line).context("making the unified kernel image")?;
+    let esp = boot::system_partition(work, &uki).context("filling the EFI system partition")?;
+    let raw = partitions::make(work, &esp, &hashes, &root_hash).context("making the disk")?;
+    let program_sha256 = Sha256::of_file(&work.program)?.0;
+    let (root, kernel) = (work.root.to_owned(), kernel.image);
+    Ok(Disk { root, hashes, root_hash, kernel, initrd, command_line, uki, raw, program_sha256 })
+}
