@@ -27,3 +27,4 @@ pub mod store;
 pub mod strict;
 pub mod tool;
 pub mod unpack;
+pub mod verify;

@@ -36,6 +36,7 @@ pub fn bake(ui: &Ui) -> anyhow::Result<(PathBuf, PathBuf)> {
         agent: None,
         fresh: false,
         formats: None,
+        secure_boot: None,
         relock: true,
         from: None,
     };

@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::cache::Cache;
+use crate::digest::Sha256;
 use crate::problem::Problem;
 use crate::tool::{Cmd, table};
 
-/// The agent to install: `given`, or the workspace's own.
-pub fn agent(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
-    if let Some(path) = given {
-        fs_err::metadata(path).context("reading the agent given with --agent")?;
-        return Ok(path.to_owned());
-    }
-    build("firstboot", image_dir, cache).context("building the agent")
+/// The agent to install, `given` or the workspace's own, and its digest.
+pub fn agent(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::Result<(PathBuf, Sha256)> {
+    let path = match given {
+        Some(path) => path.to_owned(),
+        None => build("firstboot", image_dir, cache).context("building the agent")?,
+    };
+    let (digest, _) = Sha256::of_file(&path).context("reading the agent")?;
+    Ok((path, digest))
 }
 
 /// PID 1 of the initramfs. It is always the workspace's own: it belongs to this builder, as the list of modules does.

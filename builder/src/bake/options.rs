@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::tree::RootTree;
 use crate::digest::Sha256;
+use crate::disk::secure_boot::Keys;
 use crate::image::Image;
 use crate::manifest::Manifest;
 use crate::outputs::Format;
@@ -26,6 +27,8 @@ pub struct Options {
     pub relock: bool,
     /// What to make; `None`: what the recipe says.
     pub formats: Option<Vec<Format>>,
+    /// Who signs for Secure Boot; nobody: the firmware must not ask for a signature.
+    pub secure_boot: Option<Keys>,
     /// A store to take all packages from, without any network.
     pub from: Option<PathBuf>,
 }

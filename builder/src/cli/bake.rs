@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde_json::json;
 
 use crate::bake;
+use crate::disk::secure_boot::Keys;
 use crate::outputs::Format;
 use crate::progress::{Ui, seconds, size};
 
@@ -27,6 +28,12 @@ pub struct Args {
     /// What to make, separated by commas, or `all` [default: the recipe's `outputs`]; the root image comes always
     #[arg(long, value_name = "FORMAT,…", value_delimiter = ',')]
     format: Vec<Wanted>,
+    /// RSA key (PEM) that signs boot loader and kernel image for Secure Boot
+    #[arg(long, value_name = "FILE", requires = "secure_boot_cert")]
+    secure_boot_key: Option<PathBuf>,
+    /// Its certificate (PEM), which the firmware must know
+    #[arg(long, value_name = "FILE", requires = "secure_boot_key")]
+    secure_boot_cert: Option<PathBuf>,
     /// Make the root tree again even if it is cached (packages are never downloaded twice)
     #[arg(long)]
     fresh: bool,
@@ -67,12 +74,15 @@ fn formats(wanted: &[Wanted]) -> Option<Vec<Format>> {
 /// Runs the command.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let name = args.image.file_name().unwrap_or_default().to_owned();
+    let pair = args.secure_boot_key.zip(args.secure_boot_cert);
+    let keys = pair.map(|(key, certificate)| Keys { key, certificate });
     let options = bake::Options {
         tools: args.tools.unwrap_or_else(|| args.image.with_file_name("tools")),
         out: args.out.unwrap_or_else(|| PathBuf::from("out").join(name)),
         image: args.image,
         agent: args.agent,
         formats: formats(&args.format),
+        secure_boot: keys,
         fresh: args.fresh,
         relock: args.relock,
         from: args.from,

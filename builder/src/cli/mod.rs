@@ -23,6 +23,7 @@ pub mod fetch;
 pub mod lab;
 pub mod lock;
 pub mod show;
+pub mod verify;
 
 /// Exit code for a bug of ours (`EX_SOFTWARE` of sysexits.h).
 const EXIT_BUG: u8 = 70;
@@ -65,6 +66,8 @@ enum Command {
     Fetch(fetch::Args),
     /// Show an image: components, archives, keys, lock
     Show(show::Args),
+    /// Check what a bake left: sums, root hash, partitions; nothing is mounted
+    Verify(verify::Args),
 }
 
 fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
@@ -78,6 +81,7 @@ fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Lock(args) => lock::run(args, ui),
         Command::Fetch(args) => fetch::run(args, ui),
         Command::Show(args) => show::run(args, ui),
+        Command::Verify(args) => verify::run(args, ui),
     }
 }
 

@@ -170,6 +170,7 @@ fn bake_options(image: &Path, ui: &Ui) -> bake::Options {
         agent: None,
         fresh: false,
         formats: Some(vec![Format::Tree]),
+        secure_boot: None,
         relock: true,
         from: None,
     }

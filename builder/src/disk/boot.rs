@@ -46,7 +46,10 @@ pub fn uki_name(image: &str, version: &str) -> String {
 pub(super) fn system_partition(work: &Work<'_>, uki: &Path) -> anyhow::Result<PathBuf> {
     let esp = work.dir.join("esp");
     let efi = efi_name(&work.image.architecture)?;
-    let loader = work.tools.join(&PROGRAMS[1..]).join(format!("systemd-boot{efi}.efi"));
+    let from = work.tools.join(&PROGRAMS[1..]).join(format!("systemd-boot{efi}.efi"));
+    let loader = work.dir.join("loader.efi");
+    fs_err::copy(from, &loader)?;
+    let loader = super::signed(work, loader, "loader.efi")?;
     let copies = [
         // Where firmware looks that was told nothing.
         (loader.as_path(), format!("EFI/BOOT/BOOT{}.EFI", efi.to_uppercase())),

@@ -10,13 +10,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use secure_boot::Keys;
 use uuid::Uuid;
 
 use crate::assemble::agent;
 use crate::cache::Cache;
 use crate::digest::Sha256;
 use crate::image::Image;
-use crate::outputs::Format;
+use crate::manifest::Partition;
+use crate::outputs::{self, Format};
 use crate::sandbox::Sandbox;
 
 pub mod boot;
@@ -26,6 +28,7 @@ mod initrd;
 mod kernel;
 mod modules;
 pub mod partitions;
+pub mod secure_boot;
 mod uki;
 pub mod verity;
 
@@ -41,8 +44,18 @@ pub struct Inputs<'a> {
     pub tree: &'a Path,
     /// The tool tree.
     pub tools: &'a Path,
+    /// Who signs for Secure Boot, if anybody.
+    pub keys: Option<&'a Keys>,
     /// An empty directory on the file system of the outputs.
     pub dir: &'a Path,
+}
+
+impl<'a> Inputs<'a> {
+    /// What the outputs are made from, once there is a disk (or none is needed).
+    pub fn outputs(&self, epoch: u64, disk: Option<&'a Disk>, dir: &'a Path) -> outputs::Inputs<'a> {
+        let (name, version) = (self.image.name.as_str(), self.version);
+        outputs::Inputs { name, version, epoch, root: self.root, disk, tools: self.tools, dir }
+    }
 }
 
 /// A bake of a disk.
@@ -64,8 +77,12 @@ impl<'a> std::ops::Deref for Work<'a> {
 impl Work<'_> {
     /// Runs a program of the tool tree, with [`Inputs::dir`] at `/srv`.
     fn run(&self, argv: &[&str]) -> anyhow::Result<std::process::Output> {
+        self.sandbox().run(argv)
+    }
+
+    fn sandbox(&self) -> Sandbox {
         // A tool tree has no /var/tmp.
-        Sandbox::new(self.tools, self.epoch).bind(self.dir, "srv", false).env("TMPDIR", "/tmp").run(argv)
+        Sandbox::new(self.tools, self.epoch).bind(self.dir, "srv", false).env("TMPDIR", "/tmp")
     }
 
     /// An identifier that follows from the image's version.
@@ -98,6 +115,8 @@ pub struct Disk {
     pub uki: PathBuf,
     /// The whole disk, sparse.
     pub raw: PathBuf,
+    /// What is where on it.
+    pub partitions: Vec<Partition>,
     /// Digest of the program that is PID 1 of the initramfs.
     pub program_sha256: Sha256,
 }
@@ -111,15 +130,23 @@ pub fn make_for(formats: &[Format], inputs: &Inputs<'_>, epoch: u64, cache: &Cac
     make(&Work { inputs, epoch, program }).map(Some)
 }
 
+/// The program, signed if somebody signs.
+fn signed(work: &Work<'_>, program: PathBuf, name: &str) -> anyhow::Result<PathBuf> {
+    let Some(keys) = work.keys else { return Ok(program) };
+    secure_boot::sign(work, keys, name).with_context(|| format!("signing {name}"))
+}
+
 fn make(work: &Work<'_>) -> anyhow::Result<Disk> {
     let kernel = kernel::Kernel::find(work.image, work.tree)?;
     let (hashes, root_hash) = verity::format(work).context("making the hash tree of the root")?;
     let initrd = initrd::make(work, &kernel).context("making the initrd")?;
     let command_line = boot::command_line(&root_hash);
     let uki = uki::make(work, &kernel, &initrd, &command_line).context("making the unified kernel image")?;
+    let uki = signed(work, uki, "uki.efi")?;
     let esp = boot::system_partition(work, &uki).context("filling the EFI system partition")?;
     let raw = partitions::make(work, &esp, &hashes, &root_hash).context("making the disk")?;
     let program_sha256 = Sha256::of_file(&work.program)?.0;
     let (root, kernel) = (work.root.to_owned(), kernel.image);
-    Ok(Disk { root, hashes, root_hash, kernel, initrd, command_line, uki, raw, program_sha256 })
+    let partitions = partitions::describe(&raw)?;
+    Ok(Disk { root, hashes, root_hash, kernel, initrd, command_line, uki, raw, partitions, program_sha256 })
 }

@@ -1,16 +1,22 @@
 //! The partitions of the disk, written by the tool tree's systemd-repart from the definitions in `repart.d`.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::Work;
+use super::{Work, gpt};
+use crate::digest::Sha256;
 use crate::image::Image;
+use crate::manifest::Partition;
 use crate::problem::Problem;
 use crate::progress::size;
 
 /// How much of its slot a root may fill: the next image will be larger, and the size of a slot is for ever.
 const SLOT_PERCENT: u64 = 80;
+
+/// Room for both partition tables: a MiB each, so that the disk's size is in whole MiB (Azure).
+const TABLES: u64 = 2 << 20;
 
 /// The definitions of an image: its own, else the common ones.
 fn definitions(image: &Image) -> anyhow::Result<PathBuf> {
@@ -26,8 +32,11 @@ fn definitions(image: &Image) -> anyhow::Result<PathBuf> {
 pub(super) fn make(work: &Work<'_>, esp: &Path, hashes: &Path, root_hash: &str) -> anyhow::Result<PathBuf> {
     let target = work.dir.join("repart.d");
     fs_err::create_dir(&target)?;
+    let mut bytes = TABLES;
     for entry in fs_err::read_dir(definitions(work.image)?)? {
         let entry = entry?;
+        let slot = slot_bytes(&fs_err::read_to_string(entry.path())?);
+        bytes += slot.with_context(|| format!("{}: no SizeMaxBytes= in M or G", entry.path().display()))?;
         fs_err::copy(entry.path(), target.join(entry.file_name()))?;
     }
     let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned).context("path");
@@ -44,13 +53,27 @@ pub(super) fn make(work: &Work<'_>, esp: &Path, hashes: &Path, root_hash: &str) 
         "systemd-repart",
         "--offline=yes",
         "--empty=create",
-        "--size=auto",
+        &format!("--size={bytes}"),
         "--dry-run=no",
         "--definitions=/srv/repart.d",
         &format!("--seed={}", work.uuid("disk")),
         "/srv/disk.raw",
     ])?;
     Ok(work.dir.join("disk.raw"))
+}
+
+/// What a raw disk holds, as the manifest says it.
+pub fn describe(raw: &Path) -> anyhow::Result<Vec<Partition>> {
+    let table = gpt::read(raw)?;
+    let describe = |one: gpt::Partition| {
+        let mut file = fs_err::File::open(raw)?;
+        file.seek(SeekFrom::Start(one.offset))?;
+        let (sha256, read) = Sha256::of_reader(file.take(one.bytes))?;
+        anyhow::ensure!(read == one.bytes, "{} ends within partition `{}`", raw.display(), one.label);
+        let (kind, label) = (one.kind.name().to_owned(), one.label);
+        Ok(Partition { kind, label, uuid: one.uuid, offset: one.offset, bytes: one.bytes, sha256 })
+    };
+    table.partitions.into_iter().map(describe).collect()
 }
 
 /// Refuses what fills its slot too far.

@@ -1,7 +1,9 @@
 //! The files a bake leaves behind: one module per format, all of them from the same disk.
 //!
-//! To add a format: a variant of [`Format`], its name in [`Format::name`], a module, a line in [`make`], and its name in the list of
-//! what recipes may say (`image/parse.rs`).
+//! Every format is byte-stable: what a tool stamps with the time or a random number is written by us instead.
+//!
+//! To add a format: a variant of [`Format`] with its line in [`Format::ALL`] and [`Format::name`], a module, a line in [`make`],
+//! and its name in the list of what recipes may say (`image/parse.rs`).
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +12,15 @@ use anyhow::Context;
 use crate::digest::Sha256;
 use crate::disk::Disk;
 use crate::manifest::Output;
+use crate::sandbox::Sandbox;
 
-mod raw;
+mod gce;
+mod holes;
+mod ova;
+mod qemu_img;
+mod update;
+mod vhd;
+mod vmdk;
 
 /// A kind of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,17 +29,36 @@ pub enum Format {
     Tree,
     /// A whole disk, byte for byte, sparse.
     Raw,
+    /// For QEMU, Proxmox, OpenStack.
+    Qcow2,
+    /// For Azure: fixed size.
+    Vhd,
+    /// For vSphere: stream-optimised.
+    Vmdk,
+    /// The same as an appliance.
+    Ova,
+    /// For Google Compute Engine.
+    Gce,
+    /// What a running node puts into its other slot: UKI, root, hash tree.
+    Update,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 2] = [Self::Tree, Self::Raw];
+    pub const ALL: [Self; 8] =
+        [Self::Tree, Self::Raw, Self::Qcow2, Self::Vhd, Self::Vmdk, Self::Ova, Self::Gce, Self::Update];
 
-    /// As recipes and the manifest call it.
+    /// As recipes, the command line and the manifest call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tree => "tree",
             Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vhd => "vhd",
+            Self::Vmdk => "vmdk",
+            Self::Ova => "ova",
+            Self::Gce => "gce",
+            Self::Update => "update",
         }
     }
 
@@ -39,13 +67,13 @@ impl Format {
         self != Self::Tree
     }
 
-    /// Reads a recipe's `outputs`; the recipe's check has refused unknown ones, what is left is not built yet.
+    /// Reads a recipe's `outputs`; its check has refused unknown ones, what is left is not built yet.
     pub fn of_recipe(names: &[String]) -> anyhow::Result<Vec<Self>> {
         let find = |name: &String| Self::ALL.into_iter().find(|format| format.name() == name);
-        names
-            .iter()
-            .map(|name| find(name).with_context(|| format!("output `{name}` is not built by this pgkiln")))
-            .collect()
+        let each = names.iter().map(|name| {
+            find(name).with_context(|| format!("output `{name}` of the recipe is not built by this pgkiln"))
+        });
+        each.collect()
     }
 }
 
@@ -53,10 +81,16 @@ impl Format {
 pub struct Inputs<'a> {
     /// Name of the image: file names begin with it.
     pub name: &'a str,
+    /// Its version.
+    pub version: &'a str,
+    /// `SOURCE_DATE_EPOCH`.
+    pub epoch: u64,
     /// The root image, already in [`Inputs::dir`].
     pub root: &'a Path,
     /// The disk, if a format needs one.
     pub disk: Option<&'a Disk>,
+    /// The tool tree.
+    pub tools: &'a Path,
     /// Where the files go.
     pub dir: &'a Path,
 }
@@ -65,6 +99,17 @@ impl Inputs<'_> {
     /// Path of an output.
     fn path(&self, extension: &str) -> PathBuf {
         self.dir.join(format!("{}.{extension}", self.name))
+    }
+
+    /// A digest that follows from the image's version, for identifiers that must not be random.
+    fn digest(&self, what: &str) -> Sha256 {
+        Sha256::of(format!("pgkiln:{}:{}:{what}", self.name, self.version))
+    }
+
+    /// A sandbox of the tool tree with the disk's directory at `/mnt` and the outputs' at `/srv`.
+    fn tools(&self, disk: &Disk) -> anyhow::Result<Sandbox> {
+        let from = disk.raw.parent().context("path of the disk")?;
+        Ok(Sandbox::new(self.tools, self.epoch).bind(from, "mnt", true).bind(self.dir, "srv", false))
     }
 }
 
@@ -76,15 +121,28 @@ pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Vec<Outpu
     formats.dedup();
     for format in formats.into_iter().filter(|format| format.needs_disk()) {
         let disk = inputs.disk.context("a format that needs a disk has one")?;
-        let files = match format {
-            Format::Tree => Vec::new(),
-            Format::Raw => raw::make(inputs, disk)?,
+        let made = match format {
+            Format::Tree => Ok(Vec::new()),
+            Format::Raw => raw(inputs, disk),
+            Format::Qcow2 => qemu_img::qcow2(inputs, disk),
+            Format::Vhd => vhd::make(inputs, disk),
+            Format::Vmdk => vmdk::make(inputs, disk).map(|file| vec![file]),
+            Format::Ova => ova::make(inputs, disk),
+            Format::Gce => gce::make(inputs, disk),
+            Format::Update => update::make(inputs, disk),
         };
-        for file in files {
+        for file in made.with_context(|| format!("making the output `{}`", format.name()))? {
             outputs.push(describe(&file, format.name())?);
         }
     }
     Ok(outputs)
+}
+
+/// The disk as it is: a second name, because other formats are made from the first.
+fn raw(inputs: &Inputs<'_>, disk: &Disk) -> anyhow::Result<Vec<PathBuf>> {
+    let path = inputs.path("raw");
+    fs_err::hard_link(&disk.raw, &path)?;
+    Ok(vec![path])
 }
 
 /// Name, size and digest of an output.

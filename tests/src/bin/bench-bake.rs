@@ -34,6 +34,7 @@ fn main() -> anyhow::Result<()> {
         agent: Some(agent.clone()),
         fresh,
         formats: None,
+        secure_boot: None,
         relock: true,
         from: None,
     };
