@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::assemble::{self, agent, layer};
 use crate::cache::Cache;
 use crate::configure::seal;
-use crate::digest::Sha256;
+use crate::disk;
 use crate::lint;
 use crate::lock::Recipe;
 use crate::manifest::{self, Manifest};
@@ -26,15 +26,16 @@ pub use tree::RootTree;
 /// Bakes an image.
 pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let started = Instant::now();
-    let steps = ui.steps(7);
-    let recipes =
-        [Recipe::load_with(&options.image, &options.overrides)?.locked()?, Recipe::load(&options.tools)?.locked()?];
+    let steps = ui.steps(8);
+    let image = Recipe::load_with(&options.image, &options.overrides)?.locked()?;
+    let recipes = [image, Recipe::load(&options.tools)?.locked()?];
+    let formats = options.formats(recipes[0].image())?;
     let cache = Cache::open(ui.cache_dir())?;
     let work = work::Work::create(&cache)?;
 
     let step = steps.start("fetch");
     let ([recipe, tools], relocked) = outputs::fetch(recipes, options, &cache, &step)?;
-    let (image, lock) = (recipe.image(), recipe.lock());
+    let (image, lock, epoch) = (recipe.image(), recipe.lock(), recipe.lock().source_date_epoch);
     step.done();
 
     let step = steps.start("tools");
@@ -46,15 +47,14 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     step.done_with(tree::remark(&base));
 
     let step = steps.start("agent");
-    let agent = agent::agent(options.agent.as_deref(), &options.image, &cache)?;
-    let agent_sha256 = Sha256::of_file(&agent)?.0;
+    let (agent, agent_sha256) = agent::agent(options.agent.as_deref(), &options.image, &cache)?;
     let copied = layer::Files::collect(&agent::profiles(&options.image), &image.trees()?)?;
     let files_sha256 = copied.digest()?;
     let version = manifest::version(lock, &[tools.lock().digest(), agent_sha256, files_sha256])?;
     let image_json = manifest::image_json(image, lock, &version)?;
     let sources = layer::Sources { agent: &agent, files: &copied, image_json: &image_json };
     let layer = work.dir("layer")?;
-    layer::make(&sources, &base.root, &layer, lock.source_date_epoch)?;
+    layer::make(&sources, &base.root, &layer, epoch)?;
     step.done();
 
     let step = steps.start("lint");
@@ -64,26 +64,35 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
 
     let step = steps.start("assemble");
     let made = work.dir("out")?;
-    let name = format!("{}.root.squashfs", image.name);
-    let root = assemble::squashfs(&[&layer, &base.root], &tools_tree.root, &made, &name, lock.source_date_epoch)?;
+    let root = assemble::squashfs(&[&layer, &base.root], &tools_tree.root, &made, &image.name, epoch)?;
+    step.done();
+
+    let step = steps.start("disk");
+    let (tree, kit, keys) = (base.root.as_path(), tools_tree.root.as_path(), options.secure_boot.as_ref());
+    let dir = work.dir("disk")?;
+    let parts = disk::Inputs { image, version: &version, root: &root, tree, tools: kit, keys, dir: &dir };
+    let disk = disk::make_for(&formats, &parts, epoch, &cache)?;
     step.done();
 
     let step = steps.start("outputs");
-    let root = outputs::describe(&root, "squashfs")?;
+    let parts = parts.outputs(epoch, disk.as_ref(), &made);
+    let files_made = crate::outputs::make(&formats, &parts)?;
     let manifest = Manifest {
         schema: 1,
         image: &image.name,
         variant: image.variant.as_deref(),
         version: &version,
-        source_date_epoch: lock.source_date_epoch,
+        source_date_epoch: epoch,
         lock_sha256: lock.digest(),
         tools_lock_sha256: tools.lock().digest(),
         agent_sha256,
         files_sha256,
-        root_hash: None,
+        initrd_sha256: disk.as_ref().map(|disk| disk.program_sha256),
+        root_hash: disk.as_ref().map(|disk| disk.root_hash.clone()),
+        partitions: disk.map(|disk| disk.partitions).unwrap_or_default(),
         packages: manifest::packages(lock),
         files: &files,
-        outputs: vec![root],
+        outputs: files_made,
     };
     let out = outputs::publish(&made, &manifest, &options.out)?;
     step.done();

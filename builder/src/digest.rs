@@ -42,6 +42,11 @@ impl Sha256 {
         Self::of_reader(file).with_context(|| format!("reading {}", path.display()))
     }
 
+    /// A digest computed elsewhere.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

@@ -41,7 +41,7 @@ struct Lint {
     findings: fn(&View<'_>) -> Vec<String>,
 }
 
-const LINTS: [Lint; 12] = [
+const LINTS: [Lint; 13] = [
     Lint { name: "passwords", description: "an image must not know any password", findings: passwords },
     Lint { name: "host-keys", description: "nodes would share their SSH identity", findings: host_keys },
     Lint { name: "private-keys", description: "nodes would share a secret key", findings: private_keys },
@@ -58,6 +58,7 @@ const LINTS: [Lint; 12] = [
     Lint { name: "services", description: "the agent starts services, nothing else does", findings: services },
     Lint { name: "ids", description: "a data disk must fit the next image", findings: ids },
     Lint { name: "leftovers", description: "unfinished or backed up files", findings: leftovers },
+    Lint { name: "origin", description: "every program must be traceable to a package or to us", findings: origin },
 ];
 
 /// Programs that may change user or group: what the distributions ship, one reason each.
@@ -76,6 +77,20 @@ const SET_ID: [(&str, &str); 14] = [
     ("/usr/lib/dbus-1.0/dbus-daemon-launch-helper", "starts system services"),
     ("/usr/lib/openssh/ssh-keysign", "host-based authentication"),
     ("/usr/sbin/unix_chkpwd", "checks passwords for PAM"),
+];
+
+/// Files in `/usr` that configuring makes and no package owns, one reason each. A `*` at an end stands for anything there.
+const GENERATED: [(&str, &str); 10] = [
+    ("/usr/lib/sysimage/dpkg/*", "dpkg's database"),
+    ("/usr/share/factory/var/*", "copies for an empty /var"),
+    ("/usr/lib/tmpfiles.d/pgkiln-var.conf", "makes an empty /var what packages expect"),
+    ("/usr/lib/systemd/system-preset/00-pgkiln.preset", "which units start by themselves"),
+    ("/usr/lib/systemd/user-preset/00-pgkiln.preset", "likewise for users"),
+    ("/usr/lib/modules/*", "depmod's indexes (files called modules.*)"),
+    ("/usr/lib/udev/hwdb.bin", "udev's hardware database"),
+    ("/usr/share/info/dir", "index of info pages"),
+    ("/usr/local/man", "base-files' link"),
+    ("*.pyc", "Python's compiled modules"),
 ];
 
 /// Units that start by themselves.
@@ -173,6 +188,29 @@ fn leftovers(view: &View<'_>) -> Vec<String> {
     view.paths(|file| ends.iter().any(|end| file.path.ends_with(end)))
 }
 
+/// The topmost of several layers is ours.
+fn origin(view: &View<'_>) -> Vec<String> {
+    let ours = |path: &str| view.layers.first().is_some_and(|layer| layer.join(&path[1..]).symlink_metadata().is_ok());
+    let alternative = |path: &str| {
+        let targets = view.layers.iter().filter_map(|layer| fs_err::read_link(layer.join(&path[1..])).ok());
+        targets.into_iter().any(|target| target.starts_with("/etc/alternatives"))
+    };
+    view.paths(|file| {
+        let unowned = file.path.starts_with("/usr/") && file.owner_package.is_none() && !file.mode.starts_with("04");
+        unowned && !is_generated(&file.path) && !alternative(&file.path) && !ours(&file.path)
+    })
+}
+
+fn is_generated(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    GENERATED.iter().any(|(pattern, _)| match (pattern.strip_suffix('*'), pattern.strip_prefix('*')) {
+        (Some("/usr/lib/modules/"), _) => path.starts_with("/usr/lib/modules/") && name.starts_with("modules."),
+        (Some(start), _) => path.starts_with(start),
+        (None, Some(end)) => path.ends_with(end),
+        (None, None) => path == *pattern,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,5 +279,19 @@ mod tests {
                 .unwrap();
         });
         assert_eq!(found, ["lint `services`"]);
+    }
+
+    #[test]
+    fn what_no_package_owns_is_ours_or_known_to_be_generated() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layer, base) = (dir.path().join("layer"), dir.path().join("base"));
+        write(&layer, "usr/bin/firstboot", "");
+        for path in ["usr/bin/stray", "usr/lib/modules/6/modules.dep", "usr/lib/modules/6/x.ko", "usr/lib/a.pyc"] {
+            write(&base, path, "");
+        }
+        std::os::unix::fs::symlink("/etc/alternatives/awk", base.join("usr/bin/awk")).unwrap();
+        let files = seal::merge(&seal::list(&base, &|_| None).unwrap(), seal::list(&layer, &|_| None).unwrap());
+        let view = View::new(&[&layer, &base], &files);
+        assert_eq!(origin(&view), ["/usr/bin/stray", "/usr/lib/modules/6/x.ko"]);
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::configure::seal::FileEntry;
 use crate::digest::Sha256;
@@ -30,16 +30,38 @@ pub struct Manifest<'a> {
     pub tools_lock_sha256: Sha256,
     /// Digest of the agent's binary.
     pub agent_sha256: Sha256,
+    /// Digest of the initrd's program, where there is a disk.
+    pub initrd_sha256: Option<Sha256>,
     /// Digest of the profiles and of the recipe's trees.
     pub files_sha256: Sha256,
     /// dm-verity root hash, if there is one.
     pub root_hash: Option<String>,
+    /// What is where on the disk; empty without one.
+    pub partitions: Vec<Partition>,
     /// The lock's packages.
     pub packages: Vec<Package<'a>>,
     /// Every path of the image.
     pub files: &'a [FileEntry],
     /// The files beside the manifest.
     pub outputs: Vec<Output>,
+}
+
+/// A partition of the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    /// What for: `esp`, `root`, `root-verity`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Its name.
+    pub label: String,
+    /// Its identifier; of root and hash tree the halves of the root hash.
+    pub uuid: uuid::Uuid,
+    /// First byte on the disk.
+    pub offset: u64,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Digest of all of them.
+    pub sha256: Sha256,
 }
 
 /// A package of the image.

@@ -35,6 +35,8 @@ pub fn bake(ui: &Ui) -> anyhow::Result<(PathBuf, PathBuf)> {
         out: workspace::root().join("target/selftest/debian-13"),
         agent: None,
         fresh: false,
+        formats: None,
+        secure_boot: None,
         relock: true,
         from: None,
         overrides: Default::default(),

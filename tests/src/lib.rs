@@ -12,6 +12,7 @@ pub mod crash;
 pub mod image;
 pub mod keys;
 pub mod plot;
+pub mod qemu;
 pub mod random;
 pub mod reference;
 pub mod standin;

@@ -55,6 +55,8 @@ impl Place {
             agent: None,
             fresh: false,
             relock: false,
+            formats: None,
+            secure_boot: None,
             from: None,
             overrides,
         };

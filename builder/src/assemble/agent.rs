@@ -1,20 +1,33 @@
-//! The agent's binary for the image: given, or built here so that the same source gives the same bytes on any host.
+//! Our programs in the image, the agent and the initrd's: given, or built here so that the same source gives the same bytes on any
+//! host.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use crate::cache::Cache;
+use crate::digest::Sha256;
 use crate::problem::Problem;
 use crate::tool::{Cmd, table};
 
-/// Returns the binary to install: `given`, or the workspace's own agent, built static with the paths of this machine mapped
-/// away, in a target directory of its own (other flags than a developer's build, so the two never rebuild each other).
-pub fn agent(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
-    if let Some(path) = given {
-        fs_err::metadata(path).context("reading the agent given with --agent")?;
-        return Ok(path.to_owned());
-    }
+/// The agent to install, `given` or the workspace's own, and its digest.
+pub fn agent(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::Result<(PathBuf, Sha256)> {
+    let path = match given {
+        Some(path) => path.to_owned(),
+        None => build("firstboot", image_dir, cache).context("building the agent")?,
+    };
+    let (digest, _) = Sha256::of_file(&path).context("reading the agent")?;
+    Ok((path, digest))
+}
+
+/// PID 1 of the initramfs. It is always the workspace's own: it belongs to this builder, as the list of modules does.
+pub fn initrd_program(image_dir: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
+    build("pgkiln-initrd", image_dir, cache).context("building the initrd's program")
+}
+
+/// Builds a package's program, static, with the paths of this machine mapped away, in a target directory of its own (other flags
+/// than a developer's build, so the two never rebuild each other).
+fn build(package: &str, image_dir: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
     let workspace = workspace(image_dir)?;
     let target_dir = cache.root().join("agent");
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -27,13 +40,12 @@ pub fn agent(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::R
     }
     let _alone = cache.lock("agent", || ())?;
     Cmd::new(&table::CARGO)
-        .args(["build", "--locked", "--quiet", "--profile", "agent", "--package", "firstboot", "--target", &triple])
+        .args(["build", "--locked", "--quiet", "--profile", "agent", "--package", package, "--target", &triple])
         .env("CARGO_TARGET_DIR", &target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .current_dir(&workspace)
-        .run()
-        .context("building the agent")?;
-    Ok(target_dir.join(triple).join("agent/firstboot"))
+        .run()?;
+    Ok(target_dir.join(triple).join("agent").join(package))
 }
 
 /// The checkout an image's directory lies in.

@@ -117,7 +117,7 @@ pub fn make(sources: &Sources, lower: &Path, upper: &Path, epoch: u64) -> anyhow
 }
 
 /// The layer's times say nothing about its content (a checkout sets them): all are the epoch.
-fn level_times(upper: &Path, epoch: u64) -> anyhow::Result<()> {
+pub(crate) fn level_times(upper: &Path, epoch: u64) -> anyhow::Result<()> {
     use nix::sys::stat::{UtimensatFlags, utimensat};
     let time = nix::sys::time::TimeSpec::new(i64::try_from(epoch)?, 0);
     for entry in WalkDir::new(upper).contents_first(true) {

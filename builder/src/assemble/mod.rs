@@ -33,8 +33,9 @@ const ZSTD_LEVEL: &str = "3";
 /// Compressed block. 256 KiB is the knee: smaller ones compress worse, larger ones make a random 8 KiB read dear.
 const BLOCK_SIZE: &str = "262144";
 
-/// Makes `<dir>/<name>` from the layers (topmost first) with the tool tree's mksquashfs.
-pub fn squashfs(layers: &[&Path], tools: &Path, dir: &Path, name: &str, epoch: u64) -> anyhow::Result<PathBuf> {
+/// Makes `<dir>/<image>.root.squashfs` from the layers (topmost first) with the tool tree's mksquashfs.
+pub fn squashfs(layers: &[&Path], tools: &Path, dir: &Path, image: &str, epoch: u64) -> anyhow::Result<PathBuf> {
+    let name = format!("{image}.root.squashfs");
     let target = format!("/srv/{name}");
     let argv = [
         "mksquashfs",

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::tree::RootTree;
 use crate::digest::Sha256;
+use crate::disk::secure_boot::Keys;
 use crate::image::{Image, Overrides};
 use crate::manifest::Manifest;
+use crate::outputs::Format;
 
 /// What to bake and where to put it.
 #[derive(Debug, Clone)]
@@ -23,10 +25,21 @@ pub struct Options {
     pub fresh: bool,
     /// Where the archive lost a locked package, resolve anew into the cache and say so.
     pub relock: bool,
+    /// What to make; `None`: what the recipe says.
+    pub formats: Option<Vec<Format>>,
+    /// Who signs for Secure Boot; nobody: the firmware must not ask for a signature.
+    pub secure_boot: Option<Keys>,
     /// A store to take all packages from, without any network.
     pub from: Option<PathBuf>,
     /// Another lock of the image, other places for its archives.
     pub overrides: Overrides,
+}
+
+impl Options {
+    /// The formats to make.
+    pub(super) fn formats(&self, image: &Image) -> anyhow::Result<Vec<Format>> {
+        self.formats.clone().map_or_else(|| Format::of_recipe(&image.outputs), Ok)
+    }
 }
 
 /// A finished image.
@@ -38,6 +51,8 @@ pub struct Baked {
     pub root_sha256: Sha256,
     /// Size of the root image in bytes.
     pub root_bytes: u64,
+    /// Every output's path.
+    pub outputs: Vec<PathBuf>,
     /// The manifest.
     pub manifest: PathBuf,
     /// Version of the image.
@@ -68,6 +83,7 @@ impl Baked {
             root: out.join(&root.name),
             root_sha256: root.sha256,
             root_bytes: root.bytes,
+            outputs: manifest.outputs.iter().map(|output| out.join(&output.name)).collect(),
             manifest: out.join("manifest.json"),
             version: manifest.version.to_owned(),
             relocked,

@@ -12,7 +12,7 @@ use crate::digest::Sha256;
 use crate::fetch;
 use crate::lock::{Locked, Recipe};
 use crate::lock::{moved, relock};
-use crate::manifest::{Manifest, Output};
+use crate::manifest::Manifest;
 use crate::progress::Step;
 use crate::store::Store;
 
@@ -43,13 +43,6 @@ pub(super) fn fetch<const N: usize>(
     let done = recipes.into_iter().map(fetch).collect::<anyhow::Result<Vec<_>>>()?;
     let done = done.try_into().map_err(|_| anyhow::anyhow!("as many results as recipes"))?;
     Ok((done, relocked))
-}
-
-/// Name, size and digest of an output.
-pub(super) fn describe(path: &Path, format: &'static str) -> anyhow::Result<Output> {
-    let (sha256, bytes) = Sha256::of_file(path)?;
-    let name = path.file_name().context("output without a name")?.to_string_lossy().into_owned();
-    Ok(Output { name, format, bytes, sha256 })
 }
 
 /// Writes the manifest and moves everything to `out`. `SHA256SUMS` is removed first and comes back last: where it is, the

@@ -24,6 +24,7 @@ pub mod fetch;
 pub mod lab;
 pub mod lock;
 pub mod show;
+pub mod verify;
 
 /// What some commands take beside an image.
 #[derive(Debug, Clone, clap::Args)]
@@ -83,6 +84,8 @@ enum Command {
     Fetch(fetch::Args),
     /// Show an image: components, archives, keys, lock
     Show(show::Args),
+    /// Check what a bake left: sums, root hash, partitions; nothing is mounted
+    Verify(verify::Args),
 }
 
 fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
@@ -96,6 +99,7 @@ fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Lock(args) => lock::run(args, ui),
         Command::Fetch(args) => fetch::run(args, ui),
         Command::Show(args) => show::run(args, ui),
+        Command::Verify(args) => verify::run(args, ui),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::bake;
 use crate::cluster::SeedFormat;
 use crate::doctor::{self, Install, Purpose};
 use crate::lab;
+use crate::outputs::Format;
 use crate::progress::{Ui, size};
 
 pub mod client;
@@ -168,6 +169,8 @@ fn bake_options(image: &Path, ui: &Ui) -> bake::Options {
         out: ui.cache_dir().join("demo").join(image.file_name().unwrap_or_default()),
         agent: None,
         fresh: false,
+        formats: Some(vec![Format::Tree]),
+        secure_boot: None,
         relock: true,
         from: None,
         overrides: Default::default(),

@@ -211,5 +211,8 @@ pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
         tool(Tests, &table::STRACE),
         tool(Tests, &table::PSQL),
         tool(Tests, &table::NFT),
+        tool(Tests, &table::QEMU),
+        tool(Tests, &table::XORRISO),
+        file(Tests, "UEFI firmware", "booting baked disks in tests", "/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
     ]
 }

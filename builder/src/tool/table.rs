@@ -42,13 +42,6 @@ pub const NSPAWN: Tool = Tool {
     minimum: Some(("247", &["--version"])),
     why: "booting the lab's nodes",
 };
-/// Machines of the lab.
-pub const QEMU: Tool = Tool {
-    name: "qemu-system-x86_64",
-    package: "qemu-system-x86",
-    minimum: Some(("7.0", &["--version"])),
-    why: "booting disks as machines (`lab --engine qemu`)",
-};
 /// Runs commands in machines of the lab.
 pub const SSH: Tool =
     Tool { name: "ssh", package: "openssh-client", minimum: None, why: "running commands in the lab's machines" };
@@ -84,3 +77,12 @@ pub const STRACE: Tool =
 /// Asks a cluster as any client would.
 pub const PSQL: Tool =
     Tool { name: "psql", package: "postgresql-client", minimum: None, why: "talking to a test cluster as a client" };
+/// Boots baked disks.
+pub const QEMU: Tool = Tool {
+    name: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    minimum: Some(("7.2", &["--version"])),
+    why: "booting baked disks in tests",
+};
+/// Copies disks without filling their holes.
+pub const CP: Tool = Tool { name: "cp", package: "coreutils", minimum: None, why: "copying disks" };

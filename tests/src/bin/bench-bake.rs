@@ -33,6 +33,8 @@ fn main() -> anyhow::Result<()> {
         out: work.path().join("out"),
         agent: Some(agent.clone()),
         fresh,
+        formats: None,
+        secure_boot: None,
         relock: true,
         from: None,
         overrides: Default::default(),

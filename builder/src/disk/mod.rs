@@ -1,0 +1,152 @@
+//! The bootable disk: hash tree, initrd, unified kernel image (UKI), partitions.
+//!
+//! `root image -> hash tree -> UKI (command line has the root hash) -> EFI system partition -> GPT`: each is decided by the one
+//! before it, so the root hash in the UKI stands for every byte of the root, and a signature of the UKI for all of them. The
+//! identifiers of the partitions follow from the root hash (systemd's rule), all others from the image's version, and what
+//! writes bytes is a program of the tool tree or code of ours; so the same inputs give the same disk.
+//!
+//! The disk as it is shipped has slot A only. Slot B and `/var` are made at first boot from `/usr/lib/repart.d` of the image.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use secure_boot::Keys;
+use uuid::Uuid;
+
+use crate::assemble::agent;
+use crate::cache::Cache;
+use crate::digest::Sha256;
+use crate::image::Image;
+use crate::manifest::Partition;
+use crate::outputs::{self, Format};
+use crate::sandbox::Sandbox;
+
+pub mod boot;
+mod cpio;
+pub mod gpt;
+mod initrd;
+mod kernel;
+mod modules;
+pub mod partitions;
+pub mod secure_boot;
+mod uki;
+pub mod verity;
+
+/// What a disk is made of.
+pub struct Inputs<'a> {
+    /// The recipe.
+    pub image: &'a Image,
+    /// Version of the image.
+    pub version: &'a str,
+    /// The read-only root image.
+    pub root: &'a Path,
+    /// The tree with the kernel, its modules and `os-release`.
+    pub tree: &'a Path,
+    /// The tool tree.
+    pub tools: &'a Path,
+    /// Who signs for Secure Boot, if anybody.
+    pub keys: Option<&'a Keys>,
+    /// An empty directory on the file system of the outputs.
+    pub dir: &'a Path,
+}
+
+impl<'a> Inputs<'a> {
+    /// What the outputs are made from, once there is a disk (or none is needed).
+    pub fn outputs(&self, epoch: u64, disk: Option<&'a Disk>, dir: &'a Path) -> outputs::Inputs<'a> {
+        let (name, version) = (self.image.name.as_str(), self.version);
+        outputs::Inputs { name, version, epoch, root: self.root, disk, tools: self.tools, dir }
+    }
+}
+
+/// A bake of a disk.
+struct Work<'a> {
+    inputs: &'a Inputs<'a>,
+    epoch: u64,
+    /// PID 1 of the initramfs.
+    program: PathBuf,
+}
+
+impl<'a> std::ops::Deref for Work<'a> {
+    type Target = Inputs<'a>;
+
+    fn deref(&self) -> &Self::Target {
+        self.inputs
+    }
+}
+
+impl Work<'_> {
+    /// Runs a program of the tool tree, with [`Inputs::dir`] at `/srv`.
+    fn run(&self, argv: &[&str]) -> anyhow::Result<std::process::Output> {
+        self.sandbox().run(argv)
+    }
+
+    fn sandbox(&self) -> Sandbox {
+        // A tool tree has no /var/tmp.
+        Sandbox::new(self.tools, self.epoch).bind(self.dir, "srv", false).env("TMPDIR", "/tmp")
+    }
+
+    /// An identifier that follows from the image's version.
+    fn uuid(&self, what: &str) -> Uuid {
+        Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("pgkiln:{}:{}:{what}", self.image.name, self.version).as_bytes())
+    }
+
+    /// The same, as bytes for where more are wanted.
+    fn digest(&self, what: &str) -> Sha256 {
+        Sha256::of(format!("pgkiln:{}:{}:{what}", self.image.name, self.version))
+    }
+}
+
+/// A finished disk and what it is made of.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The root image.
+    pub root: PathBuf,
+    /// The root's hash tree.
+    pub hashes: PathBuf,
+    /// Its top: 64 hexadecimal digits.
+    pub root_hash: String,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: PathBuf,
+    /// Kernel command line.
+    pub command_line: String,
+    /// Kernel, initramfs and command line as one EFI program.
+    pub uki: PathBuf,
+    /// The whole disk, sparse.
+    pub raw: PathBuf,
+    /// What is where on it.
+    pub partitions: Vec<Partition>,
+    /// Digest of the program that is PID 1 of the initramfs.
+    pub program_sha256: Sha256,
+}
+
+/// Makes the disk in [`Inputs::dir`], if one of the formats needs one.
+pub fn make_for(formats: &[Format], inputs: &Inputs<'_>, epoch: u64, cache: &Cache) -> anyhow::Result<Option<Disk>> {
+    if !formats.iter().any(|format| format.needs_disk()) {
+        return Ok(None);
+    }
+    let program = agent::initrd_program(inputs.image.dir(), cache)?;
+    make(&Work { inputs, epoch, program }).map(Some)
+}
+
+/// The program, signed if somebody signs.
+fn signed(work: &Work<'_>, program: PathBuf, name: &str) -> anyhow::Result<PathBuf> {
+    let Some(keys) = work.keys else { return Ok(program) };
+    secure_boot::sign(work, keys, name).with_context(|| format!("signing {name}"))
+}
+
+fn make(work: &Work<'_>) -> anyhow::Result<Disk> {
+    let kernel = kernel::Kernel::find(work.image, work.tree)?;
+    let (hashes, root_hash) = verity::format(work).context("making the hash tree of the root")?;
+    let initrd = initrd::make(work, &kernel).context("making the initrd")?;
+    let command_line = boot::command_line(&root_hash);
+    let uki = uki::make(work, &kernel, &initrd, &command_line).context("making the unified kernel image")?;
+    let uki = signed(work, uki, "uki.efi")?;
+    let esp = boot::system_partition(work, &uki).context("filling the EFI system partition")?;
+    let raw = partitions::make(work, &esp, &hashes, &root_hash).context("making the disk")?;
+    let program_sha256 = Sha256::of_file(&work.program)?.0;
+    let (root, kernel) = (work.root.to_owned(), kernel.image);
+    let partitions = partitions::describe(&raw)?;
+    Ok(Disk { root, hashes, root_hash, kernel, initrd, command_line, uki, raw, partitions, program_sha256 })
+}

@@ -1,0 +1,36 @@
+//! The unified kernel image: kernel, initramfs and command line as one EFI program that can be signed as a whole.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::kernel::Kernel;
+use super::{Work, boot};
+
+/// Assembles it with the tool tree's ukify.
+pub(super) fn make(work: &Work<'_>, kernel: &Kernel, initrd: &Path, command_line: &str) -> anyhow::Result<PathBuf> {
+    let dir = work.dir;
+    fs_err::copy(&kernel.image, dir.join("linux"))?;
+    fs_err::write(dir.join("os-release"), os_release(work)?)?;
+    let initrd = initrd.file_name().and_then(|name| name.to_str()).context("path of the initrd")?;
+    let stub = format!("{}/linux{}.efi.stub", boot::PROGRAMS, boot::efi_name(&work.image.architecture)?);
+    let argv = [
+        "ukify",
+        "build",
+        "--linux=/srv/linux",
+        &format!("--initrd=/srv/{initrd}"),
+        &format!("--cmdline={command_line}"),
+        "--os-release=@/srv/os-release",
+        &format!("--uname={}", kernel.release),
+        &format!("--stub={stub}"),
+        "--output=/srv/uki.efi",
+    ];
+    work.run(&argv)?;
+    Ok(dir.join("uki.efi"))
+}
+
+/// The distribution's, and which image this is: the boot loader shows and sorts by it.
+fn os_release(work: &Work<'_>) -> anyhow::Result<String> {
+    let text = fs_err::read_to_string(work.tree.join("usr/lib/os-release"))?;
+    Ok(format!("{}\nIMAGE_ID={}\nIMAGE_VERSION={}\n", text.trim_end(), work.image.name, work.version))
+}

@@ -1,0 +1,53 @@
+//! PID 1 of the initramfs: from the kernel's hands to systemd on a root whose every byte is checked.
+//!
+//! A package of its own, with two dependencies: what stands between the firmware and a verified root should be short enough to
+//! be read in one sitting. It loads the drivers the machine asks for, finds the root by the identifiers that follow from
+//! `roothash=` on the (signed) command line, lets the kernel check it with dm-verity, puts a writable `/etc` in memory above
+//! the image's, tells systemd where the rest of this disk is, and starts it. There is no shell: a failure is said in plain
+//! words on every console, and the machine then reboots or powers off (`pgkiln.failure=`).
+//!
+//! Each step is a module; a further one is a call in [`boot`].
+
+mod cmdline;
+mod console;
+mod disk;
+mod dm;
+mod fail;
+mod gpt;
+mod handoff;
+mod modules;
+mod root;
+mod verity;
+
+use std::convert::Infallible;
+use std::time::Instant;
+
+use cmdline::Options;
+use console::say;
+use fail::Failed;
+
+fn main() {
+    let mut options = Options::default();
+    match boot(&mut options, Instant::now()) {
+        Ok(never) => match never {},
+        Err(failed) => fail::end(&failed, &options),
+    }
+}
+
+/// The way to systemd; comes back only if it fails.
+fn boot(options: &mut Options, started: Instant) -> Result<Infallible, Failed> {
+    root::mount_virtual()?;
+    *options = Options::read()?;
+    let mut modules = modules::List::read()?;
+    modules.load_required()?;
+    let found = disk::wait(options, || modules.load_for_devices())?;
+    say(&format!("root {} and its hash tree {}", found.root.display(), found.hashes.display()));
+    let tree = verity::read(&found.hashes, &options.root_hash)?;
+    let device = dm::open_verity(&found, &tree, &options.root_hash)?;
+    root::mount(&device)?;
+    root::overlay_etc()?;
+    handoff::machine_id(&found)?;
+    handoff::units(&found, options)?;
+    say(&format!("verified root is ready after {:.1} s; starting systemd", started.elapsed().as_secs_f64()));
+    root::switch()
+}

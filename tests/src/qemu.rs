@@ -1,0 +1,149 @@
+//! A machine of its own for a disk: QEMU with UEFI firmware, its serial console in a file.
+//!
+//! Emulated, so that it works wherever the tests do: a time limit here only says when to give up.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use base64::Engine as _;
+use pgkiln::tool::{Cmd, Running, table};
+
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A machine that is off: what is in it.
+pub struct Machine {
+    dir: PathBuf,
+    disk: PathBuf,
+    seed: Option<PathBuf>,
+    probe: Option<String>,
+}
+
+impl Machine {
+    /// A machine with the raw image `disk`; its console and the firmware's memory are kept in `dir`.
+    pub fn new(dir: &Path, disk: &Path) -> anyhow::Result<Self> {
+        fs_err::create_dir_all(dir)?;
+        fs_err::copy(VARIABLES, dir.join("variables.fd"))?;
+        Ok(Self { dir: dir.to_owned(), disk: disk.to_owned(), seed: None, probe: None })
+    }
+
+    /// With a `cidata` volume.
+    #[must_use]
+    pub fn seed(mut self, iso: &Path) -> Self {
+        self.seed = Some(iso.to_owned());
+        self
+    }
+
+    /// With one more unit in the system, as the machine's firmware may hand one to systemd (SMBIOS type 11): the image has no
+    /// password, so this is how a test looks around inside. `script` is run by sh with the console as its output.
+    #[must_use]
+    pub fn probe(mut self, script: &str) -> Self {
+        self.probe = Some(script.to_owned());
+        self
+    }
+
+    /// Switches it on.
+    pub fn boot(&self) -> anyhow::Result<Booted> {
+        let console = self.dir.join("console");
+        fs_err::write(&console, "")?;
+        let log = fs_err::File::create(self.dir.join("qemu.log"))?.into_parts().0;
+        let drive =
+            |name: &str, file: &Path, more: &str| format!("file={},if=none,format=raw,id={name}{more}", file.display());
+        let mut cmd = Cmd::new(&table::QEMU)
+            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
+            .args(["-nodefaults", "-display", "none", "-no-reboot"])
+            .arg("-drive")
+            .arg(format!("if=pflash,format=raw,readonly=on,file={FIRMWARE}"))
+            .arg("-drive")
+            .arg(format!("if=pflash,format=raw,file={}", self.dir.join("variables.fd").display()))
+            .arg("-drive")
+            .arg(drive("root", &self.disk, ",cache=unsafe"))
+            .args(["-device", "virtio-blk-pci,drive=root,serial=DISK1,bootindex=1", "-device", "virtio-rng-pci"])
+            // Restricted: nothing of the machine's reaches a network.
+            .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()));
+        if let Some(seed) = &self.seed {
+            cmd = cmd.arg("-drive").arg(drive("seed", seed, ",readonly=on"));
+            cmd = cmd.args(["-device", "virtio-blk-pci,drive=seed"]);
+        }
+        if let Some(script) = &self.probe {
+            let unit = self.dir.join("probe.service");
+            fs_err::write(&unit, probe_unit(script))?;
+            let wants = self.dir.join("wants.conf");
+            fs_err::write(&wants, "[Unit]\nWants=probe.service\n")?;
+            for (name, file) in
+                [("systemd.extra-unit.probe.service", unit), ("systemd.unit-dropin.sysinit.target", wants)]
+            {
+                let text = base64::engine::general_purpose::STANDARD.encode(fs_err::read(&file)?);
+                cmd = cmd.arg("-smbios").arg(format!("type=11,value=io.systemd.credential.binary:{name}={text}"));
+            }
+        }
+        let running = cmd.dies_with_us().spawn_logged(&log)?;
+        Ok(Booted { running, console })
+    }
+}
+
+fn probe_unit(script: &str) -> String {
+    format!(
+        "[Unit]\nDescription=Probe of a test\nDefaultDependencies=no\nAfter=local-fs.target\n[Service]\nType=exec\n\
+         StandardOutput=journal+console\nStandardError=journal+console\nExecStart=/bin/sh -c '{script}'\n"
+    )
+}
+
+/// A machine that is on; off when dropped, without warning.
+pub struct Booted {
+    running: Running,
+    console: PathBuf,
+}
+
+impl Booted {
+    /// What its serial console has said so far.
+    pub fn said(&self) -> anyhow::Result<String> {
+        Ok(String::from_utf8_lossy(&fs_err::read(&self.console)?).into_owned())
+    }
+
+    /// Waits for a text on the console; the console is in the error if it does not come.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> anyhow::Result<String> {
+        let started = Instant::now();
+        loop {
+            let said = self.said()?;
+            if said.contains(text) {
+                return Ok(said);
+            }
+            let ended = self.running.try_wait()?;
+            if ended.is_some() || started.elapsed() > limit {
+                let how = ended.map_or_else(|| format!("nothing within {} s", limit.as_secs()), |how| how.to_string());
+                anyhow::bail!("no `{text}` on the console ({how}):\n{}", tail(&said));
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Waits until it has powered itself off, or restarts (which ends it here too).
+    pub fn wait_for_end(&mut self, limit: Duration) -> anyhow::Result<String> {
+        let started = Instant::now();
+        while self.running.try_wait()?.is_none() {
+            if started.elapsed() > limit {
+                anyhow::bail!("still on after {} s:\n{}", limit.as_secs(), tail(&self.said()?));
+            }
+            thread::sleep(PAUSE);
+        }
+        self.said()
+    }
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
+/// A copy of a raw image that keeps its holes, grown to `bytes`: what an operator's virtual disk is.
+pub fn disk(image: &Path, to: &Path, bytes: u64) -> anyhow::Result<()> {
+    let copied = Cmd::new(&table::CP).args(["--sparse=always", "--reflink=auto"]).arg(image).arg(to).run();
+    copied.context("copying the image")?;
+    Ok(fs_err::OpenOptions::new().write(true).open(to)?.set_len(bytes)?)
+}

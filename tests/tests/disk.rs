@@ -1,0 +1,141 @@
+//! The bootable disk, on a machine of its own: it boots verified, keeps `/var` and its identity, serves as a node, and an altered
+//! one serves nothing and says why.
+//!
+//! Needs root, QEMU and `PGKILN_TEST_IMAGE`; the disk is baked beside that image.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use pgkiln::bake;
+use pgkiln::cli::default_cache_dir;
+use pgkiln::cluster::{self, SeedFormat};
+use pgkiln::outputs::Format;
+use pgkiln::progress::Ui;
+use pgkiln_tests::qemu::{self, Machine};
+use pgkiln_tests::{image, workspace};
+
+type Result<T = ()> = anyhow::Result<T>;
+
+/// From power to what is waited for. Emulation on a busy machine is slow: a limit only ends a test that would never end.
+const LIMIT: Duration = Duration::from_secs(600);
+/// What an operator gives the machine: room for slot B and some data.
+const DISK_BYTES: u64 = 6 << 30;
+
+/// Says what a person would look for, and powers off.
+const LOOK: &str = "\
+until firstboot verdict; do sleep 1; done; \
+echo probe-failed=[$(systemctl list-units --failed --plain --no-legend | cut -d\" \" -f1 | xargs)]; \
+echo probe-id=$(cat /etc/machine-id); \
+echo probe-var=$(findmnt -no SOURCE,FSTYPE /var | xargs) $(cat /var/probe 2>/dev/null || echo new); \
+echo kept > /var/probe; \
+echo probe-root=$(findmnt -no SOURCE,FSTYPE,OPTIONS / | xargs); \
+echo probe-sql=$(psql -Atc \"select 40+2\" postgres); \
+echo probe-loader=$(ls /boot/EFI/Linux); \
+systemctl poweroff";
+
+fn disk(dir: &Path) -> Result<Option<PathBuf>> {
+    if image::baked().is_none() {
+        return Ok(None);
+    }
+    let options = bake::Options {
+        image: workspace::image("debian-13"),
+        tools: workspace::image("tools"),
+        out: workspace::root().join("target/selftest/debian-13-disk"),
+        agent: None,
+        fresh: false,
+        formats: Some(vec![Format::Raw]),
+        secure_boot: None,
+        relock: true,
+        from: None,
+        overrides: pgkiln::image::Overrides::default(),
+    };
+    let baked = bake::bake(&options, &Ui::silent(default_cache_dir()))?;
+    let raw = baked.outputs.iter().find(|path| path.extension().is_some_and(|extension| extension == "raw"));
+    let target = dir.join("disk.raw");
+    qemu::disk(raw.context("a raw disk")?, &target, DISK_BYTES)?;
+    Ok(Some(target))
+}
+
+fn scratch() -> Result<tempfile::TempDir> {
+    Ok(tempfile::Builder::new().prefix("pgkiln-disk-").tempdir_in("/var/tmp")?)
+}
+
+/// A seed of a cluster of one, at the address QEMU's network has for it.
+fn seed(dir: &Path) -> Result<PathBuf> {
+    let options = cluster::Options {
+        name: "orders".to_owned(),
+        nodes: vec!["10.0.2.15".to_owned()],
+        prefix_len: Some(24),
+        ..Default::default()
+    };
+    let cluster = cluster::create(&dir.join("cluster"), options.definition()?)?;
+    cluster.write_seeds(&["pg-1".to_owned()], SeedFormat::Iso, &dir.join("seeds"), true)?;
+    Ok(dir.join("seeds/pg-1.iso"))
+}
+
+fn value<'a>(console: &'a str, name: &str) -> &'a str {
+    let found = console.lines().rev().find_map(|line| Some(line.split_once(&format!("probe-{name}="))?.1));
+    found.unwrap_or_default().trim()
+}
+
+#[test]
+#[ignore = "needs root, QEMU and three minutes"]
+fn a_disk_boots_verified_becomes_a_node_and_keeps_its_data_and_identity() -> Result {
+    let work = scratch()?;
+    let Some(disk) = disk(work.path())? else { return Ok(()) };
+    let machine = Machine::new(&work.path().join("machine"), &disk)?.seed(&seed(work.path())?).probe(LOOK);
+    let first = machine.boot()?.wait_for_end(LIMIT)?;
+    assert!(first.contains("verified root is ready"), "{first}");
+    assert_eq!(value(&first, "failed"), "[]", "{first}");
+    assert_eq!(value(&first, "sql"), "42", "{first}");
+    assert_eq!(value(&first, "var"), "/dev/vda6 ext4 new", "{first}");
+    assert!(value(&first, "root").contains(" squashfs ro"), "{first}");
+    assert!(!value(&first, "loader").contains('+'), "a good boot no longer counts tries: {first}");
+    assert_eq!(value(&first, "id").len(), 32, "{first}");
+
+    let second = machine.boot()?.wait_for_end(LIMIT)?;
+    assert_eq!(value(&second, "var"), "/dev/vda6 ext4 kept", "{second}");
+    assert_eq!(value(&second, "id"), value(&first, "id"), "{second}");
+    assert_eq!((value(&second, "failed"), value(&second, "sql")), ("[]", "42"), "{second}");
+    Ok(())
+}
+
+/// Flips a bit in every `every` bytes of a range.
+fn damage(disk: &Path, start: u64, length: u64, every: u64) -> Result {
+    let file = fs_err::OpenOptions::new().read(true).write(true).open(disk)?.into_parts().0;
+    let mut at = start;
+    while at < start + length {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 1], at)?;
+        at += every;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, QEMU and a minute"]
+fn an_altered_disk_serves_nothing_and_says_why() -> Result {
+    let work = scratch()?;
+    let Some(disk) = disk(work.path())? else { return Ok(()) };
+    let table = pgkiln::disk::gpt::read(&disk)?;
+    let part = |name: &str| table.partitions.iter().find(|one| one.kind.name() == name).context("a partition");
+    let (root, hashes) = (part("root")?, part("root-verity")?);
+    let machine = Machine::new(&work.path().join("machine"), &disk)?;
+
+    // Content of files: the first block read that was altered ends it. The superblock at the front stays as it was.
+    damage(&disk, root.offset + (1 << 20), 200 << 20, 64 << 10)?;
+    let said = machine.boot()?.wait_for_end(LIMIT)?;
+    assert!(said.contains("is corrupted") && said.contains("dm-verity device corrupted"), "{said}");
+    assert!(!said.contains("firstboot"), "{said}");
+    damage(&disk, root.offset + (1 << 20), 200 << 20, 64 << 10)?;
+
+    // The top of the hash tree, which the root hash of the command line is the hash of.
+    damage(&disk, hashes.offset + 4096, 1, 1)?;
+    let said = machine.boot()?.wait_for_end(LIMIT)?;
+    assert!(said.contains("does not have the root hash of the command line"), "{said}");
+    assert!(said.contains("rebooting in 10 s") && !said.contains("systemd["), "{said}");
+    Ok(())
+}
