@@ -15,6 +15,7 @@ use crate::lock::Recipe;
 use crate::manifest::{self, Manifest};
 use crate::progress::Ui;
 
+pub mod extensions;
 mod options;
 mod outputs;
 mod tree;
@@ -29,6 +30,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let steps = ui.steps(7);
     let recipes =
         [Recipe::load_with(&options.image, &options.overrides)?.locked()?, Recipe::load(&options.tools)?.locked()?];
+    recipes.iter().try_for_each(|recipe| recipe.image().check_architecture())?;
     let cache = Cache::open(ui.cache_dir())?;
     let work = work::Work::create(&cache)?;
 
@@ -64,7 +66,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
 
     let step = steps.start("assemble");
     let made = work.dir("out")?;
-    let name = format!("{}.root.squashfs", image.name);
+    let name = format!("{}.root.squashfs", image.full_name());
     let root = assemble::squashfs(&[&layer, &base.root], &tools_tree.root, &made, &name, lock.source_date_epoch)?;
     step.done();
 

@@ -38,7 +38,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
-    let name = args.image.file_name().unwrap_or_default().to_owned();
+    let mut name = args.image.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if let Some(variant) = &args.beside.variant {
+        name.push_str(&format!("-{variant}"));
+    }
     let options = bake::Options {
         tools: args.tools.unwrap_or_else(|| args.image.with_file_name("tools")),
         out: args.out.unwrap_or_else(|| PathBuf::from("out").join(name)),
