@@ -17,7 +17,7 @@ pub struct Change {
     pub put: Vec<(String, u32, String)>,
     /// If any: only what begins with one of these stays.
     pub keep: Vec<String>,
-    /// What files are called: this part of their path becomes that, and so it does inside `.control` files.
+    /// What files are called: this part of their path becomes that, and so does the extension inside `.control` and `.sql` files.
     pub rename: Option<(String, String)>,
     /// Files taken away: paths that begin with one of these.
     pub take: Vec<String>,
@@ -143,9 +143,18 @@ fn content(deb: &Deb, change: &Change) -> anyhow::Result<Vec<u8>> {
         } else {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
-            if let Some((from, to)) = renamed.filter(|_| path.extension().is_some_and(|end| end == "control")) {
-                bytes = String::from_utf8(bytes)?.replace(from, to).into_bytes();
-                header.set_size(bytes.len() as u64);
+            if let Some((from, to)) = renamed {
+                let end = path.extension().and_then(|end| end.to_str());
+                let words = match end {
+                    Some("control") => Some((from.clone(), to.clone())),
+                    // What it creates keeps its names: the library knows them by these.
+                    Some("sql") => Some((format!("EXTENSION {from}"), format!("EXTENSION {to}"))),
+                    _ => None,
+                };
+                if let Some((from, to)) = words {
+                    bytes = String::from_utf8(bytes)?.replace(&from, &to).into_bytes();
+                    header.set_size(bytes.len() as u64);
+                }
             }
             out.append_data(&mut header, path, &bytes[..])?;
         }
