@@ -11,10 +11,10 @@ use crate::cache::Cache;
 use crate::configure::seal;
 use crate::disk;
 use crate::lint;
-use crate::lock::Recipe;
 use crate::manifest::{self, Manifest};
 use crate::progress::Ui;
 
+pub mod extensions;
 mod options;
 mod outputs;
 mod tree;
@@ -27,8 +27,7 @@ pub use tree::RootTree;
 pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let started = Instant::now();
     let steps = ui.steps(8);
-    let image = Recipe::load_with(&options.image, &options.overrides)?.locked()?;
-    let recipes = [image, Recipe::load(&options.tools)?.locked()?];
+    let recipes = options.recipes()?;
     let formats = options.formats(recipes[0].image())?;
     let cache = Cache::open(ui.cache_dir())?;
     let work = work::Work::create(&cache)?;
@@ -64,7 +63,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
 
     let step = steps.start("assemble");
     let made = work.dir("out")?;
-    let root = assemble::squashfs(&[&layer, &base.root], &tools_tree.root, &made, &image.name, epoch)?;
+    let root = assemble::squashfs(&[&layer, &base.root], &tools_tree.root, &made, &image.full_name(), epoch)?;
     step.done();
 
     let step = steps.start("disk");

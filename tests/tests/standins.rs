@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use pgkiln::bake;
+use pgkiln::bake::{self, extensions};
 use pgkiln::cache::Cache;
-use pgkiln::image::{Image, Overrides};
+use pgkiln::image::{Image, Located, Overrides};
 use pgkiln::lock::{Lock, resolve};
 use pgkiln::progress::Ui;
+use pgkiln::sandbox::Sandbox;
 use pgkiln_tests::binary;
 use pgkiln_tests::cluster::TestCluster;
+use pgkiln_tests::standin::material::material;
 use pgkiln_tests::standin::{RECIPES, Recipe, STATEMENT, Served};
 use pgkiln_tests::workspace;
 
@@ -40,7 +42,7 @@ impl Place {
     /// Locks a recipe as it is in the tree, beside nothing of it.
     fn lock(&self, recipe: &Recipe, served: &Served) -> anyhow::Result<(Overrides, Lock)> {
         let lock = self.work.path().join(format!("{}.lock", recipe.name));
-        let overrides = Overrides { overlay: Some(served.overlay.clone()), lock: Some(lock.clone()) };
+        let overrides = Overrides { overlay: Some(served.overlay.clone()), lock: Some(lock.clone()), variant: None };
         let image = Image::load_with(&workspace::image(recipe.name), &overrides)?;
         let resolved = resolve::resolve(&image, None, &[], &self.cache, &|_| ())?.lock;
         resolved.write_if_changed(&lock)?;
@@ -78,21 +80,22 @@ fn the_ubuntu_recipes_against_stand_ins() {
             let started = Instant::now();
             let done = prove(&place, recipe, all);
             eprintln!("{}: {:.1}s", recipe.name, started.elapsed().as_secs_f64());
-            done.err().map(|error| format!("{}: {error:?}", recipe.name))
+            done.err().map(|error| format!("{}: {error:#}", recipe.name))
         })
         .collect();
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
 }
 
 fn prove(place: &Place, recipe: &Recipe, all: bool) -> anyhow::Result<()> {
-    let served = match Served::start(recipe, &place.cache, &place.ui) {
+    match material(recipe.material, &place.cache, &place.ui) {
         // Only a Debian that is not out yet has this version; not every mirror has that.
-        Err(error) if recipe.material.suite == "forky" => {
+        Err(error) if recipe.major == 18 => {
             eprintln!("{} left out: {error:#}", recipe.name);
             return Ok(());
         }
-        served => served?,
-    };
+        there => drop(there?),
+    }
+    let served = Served::start(recipe, &place.cache, &place.ui)?;
     let (overrides, lock) = place.lock(recipe, &served).context("locking")?;
     check_lock(recipe, &lock).context("looking at the lock")?;
     let dir = workspace::image(recipe.name);
@@ -104,6 +107,7 @@ fn prove(place: &Place, recipe: &Recipe, all: bool) -> anyhow::Result<()> {
     let baked = place.bake(recipe, overrides).context("baking")?;
     ensure!(!baked.other_keys.is_empty(), "nobody was told that other keys were believed");
     eprintln!("{}: baked in {:.1}s", recipe.name, baked.elapsed.as_secs_f64());
+    check_extensions(&baked, recipe, &lock)?;
     if recipe.name == BOOTED { boot(recipe, &lock, baked.root).context("booting") } else { Ok(()) }
 }
 
@@ -128,8 +132,22 @@ fn check_lock(recipe: &Recipe, lock: &Lock) -> anyhow::Result<()> {
         let telemetry = lock.packages.iter().find(|package| package.name.contains("telemetry"));
         ensure!(telemetry.is_none(), "{telemetry:?} sends data home");
     }
+    for package in image.extensions.values() {
+        ensure!(of_vendor(&package.value), "{} is not the vendor's", package.value);
+    }
     let python_etcd = lock.package("python3-etcd").context("Patroni cannot talk to etcd")?;
     ensure!(python_etcd.path.starts_with("pool/universe/"), "python3-etcd is in {}", python_etcd.path);
+    Ok(())
+}
+
+/// The bake tried the recipe's extensions; this tries one that nobody has.
+fn check_extensions(baked: &bake::Baked, recipe: &Recipe, lock: &Lock) -> anyhow::Result<()> {
+    let mut image = Image::load(&workspace::image(recipe.name))?;
+    image.extensions.insert("absent".to_owned(), Located { value: "less".to_owned(), line: 7 });
+    let sandbox = Sandbox::new(&baked.tree, lock.source_date_epoch);
+    let told = extensions::check(&image, &sandbox).err().context("an absent extension passed")?.to_string();
+    ensure!(told.contains("image.toml:7: the server cannot load the extension `absent`"), "{told}");
+    ensure!(told.contains("not available") && !told.contains("pgaudit"), "{told}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use super::tree::RootTree;
 use crate::digest::Sha256;
 use crate::disk::secure_boot::Keys;
 use crate::image::{Image, Overrides};
+use crate::lock::{Locked, Recipe};
 use crate::manifest::Manifest;
 use crate::outputs::Format;
 
@@ -36,6 +37,14 @@ pub struct Options {
 }
 
 impl Options {
+    /// The image's recipe and the tools', each with its lock; refused if this machine cannot run what they install.
+    pub(super) fn recipes(&self) -> anyhow::Result<[Recipe<Locked>; 2]> {
+        let image = Recipe::load_with(&self.image, &self.overrides)?.locked()?;
+        let recipes = [image, Recipe::load(&self.tools)?.locked()?];
+        recipes.iter().try_for_each(|recipe| recipe.image().check_architecture())?;
+        Ok(recipes)
+    }
+
     /// The formats to make.
     pub(super) fn formats(&self, image: &Image) -> anyhow::Result<Vec<Format>> {
         self.formats.clone().map_or_else(|| Format::of_recipe(&image.outputs), Ok)

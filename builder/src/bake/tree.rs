@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::extensions;
 use super::work::Work;
 use crate::cache::Cache;
 use crate::configure::{self, seal};
@@ -19,7 +20,8 @@ use crate::sandbox::Sandbox;
 use crate::unpack::{self, filter::Filter};
 
 /// The code that makes a tree: another pgkiln makes another tree.
-const CODE: [&str; 16] = [
+const CODE: [&str; 17] = [
+    include_str!("extensions.rs"),
     include_str!("../sandbox.rs"),
     include_str!("../configure.rs"),
     include_str!("../configure/clean.rs"),
@@ -98,8 +100,13 @@ fn key(recipe: &Recipe<Locked>) -> Sha256 {
     let image = recipe.image();
     let filter = Filter::config(&image.path_excludes, &image.path_includes);
     let lock = recipe.lock().digest().to_string();
-    let parts: Vec<String> =
-        CODE.iter().copied().chain([lock.as_str(), &filter]).map(|part| Sha256::of(part).to_string()).collect();
+    let extensions = image.extensions.keys().map(String::as_str).collect::<Vec<_>>().join(" ");
+    let parts: Vec<String> = CODE
+        .iter()
+        .copied()
+        .chain([lock.as_str(), &filter, &extensions])
+        .map(|part| Sha256::of(part).to_string())
+        .collect();
     Sha256::of(parts.join("\n"))
 }
 
@@ -144,6 +151,10 @@ fn make(
     unpack::unpack(&packages, &filter, &root, stage, &sandbox, &configure::prepare)?;
     step.detail("configure");
     configure::configure(&root, &sandbox)?;
+    if !image.extensions.is_empty() {
+        step.detail("extensions");
+    }
+    extensions::check(image, &sandbox)?;
     seal::clamp_times(&root, lock.source_date_epoch)?;
     let owners = unpack::dpkg_db::Database::open(&root).owners()?;
     // Packages older than the merged /usr still say /lib for /usr/lib.

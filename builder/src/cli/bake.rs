@@ -76,7 +76,10 @@ fn formats(wanted: &[Wanted]) -> Option<Vec<Format>> {
 
 /// Runs the command.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
-    let name = args.image.file_name().unwrap_or_default().to_owned();
+    let mut name = args.image.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if let Some(variant) = &args.beside.variant {
+        name.push_str(&format!("-{variant}"));
+    }
     let pair = args.secure_boot_key.zip(args.secure_boot_cert);
     let keys = pair.map(|(key, certificate)| Keys { key, certificate });
     let options = bake::Options {

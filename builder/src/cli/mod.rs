@@ -35,11 +35,14 @@ pub struct Beside {
     /// The image's lock, instead of image.lock beside the recipe
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
+    /// For other machines than the recipe says (cloud, metal): another kernel, and image.VARIANT.lock
+    #[arg(long, value_name = "VARIANT")]
+    variant: Option<String>,
 }
 
 impl From<Beside> for Overrides {
-    fn from(Beside { overlay, lock }: Beside) -> Self {
-        Self { overlay, lock }
+    fn from(Beside { overlay, lock, variant }: Beside) -> Self {
+        Self { overlay, lock, variant }
     }
 }
 

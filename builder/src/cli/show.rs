@@ -30,6 +30,9 @@ struct Shown {
     suite: String,
     architecture: String,
     variant: Option<String>,
+    variants: Vec<String>,
+    bakes_here: bool,
+    extensions: Vec<ShownExtension>,
     components: Vec<ShownComponent>,
     archives: Vec<ShownArchive>,
     warnings: Vec<Warning>,
@@ -43,6 +46,13 @@ struct ShownComponent {
     pinned: Option<String>,
     locked: Option<String>,
     unit: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownExtension {
+    name: String,
+    package: String,
+    locked: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,6 +119,11 @@ fn look(image: &Image, lock: Option<&Lock>, packages: bool) -> Shown {
         locked: lock.and_then(|lock| lock.package(&component.package.value)).map(|package| package.version.clone()),
         unit: component.unit.clone(),
     });
+    let extensions = image.extensions.iter().map(|(name, package)| ShownExtension {
+        name: name.clone(),
+        package: package.value.clone(),
+        locked: lock.and_then(|lock| lock.package(&package.value)).map(|package| package.version.clone()),
+    });
     let archives = image.archives.iter().map(|archive| {
         let bases = apt::bases(image, archive);
         ShownArchive {
@@ -130,6 +145,9 @@ fn look(image: &Image, lock: Option<&Lock>, packages: bool) -> Shown {
         suite: image.suite.clone(),
         architecture: image.architecture.clone(),
         variant: image.variant.clone(),
+        variants: image.kernels.keys().cloned().collect(),
+        bakes_here: image.check_architecture().is_ok(),
+        extensions: extensions.collect(),
         components: components.collect(),
         archives: archives.collect(),
         warnings: lock.map_or_else(Vec::new, |lock| advisory::warnings(image, lock)),
@@ -193,6 +211,15 @@ fn text(shown: &Shown) -> String {
     let variant = shown.variant.as_deref().map_or(String::new(), |variant| format!(", {variant}"));
     let mut out =
         format!("{} ({} {}, {}{variant})\n", shown.image, shown.distribution, shown.suite, shown.architecture);
+    if !shown.bakes_here {
+        out.push_str(&format!(
+            "baked on a machine with {} processors only: maintainer scripts run then; this one can lock and fetch it\n",
+            shown.architecture
+        ));
+    }
+    if !shown.variants.is_empty() {
+        out.push_str(&format!("kernels for: {} (--variant)\n", shown.variants.join(", ")));
+    }
     if !shown.components.is_empty() {
         out.push_str("\ncomponents\n");
     }
@@ -204,6 +231,13 @@ fn text(shown: &Shown) -> String {
             (None, None) => "not locked".to_owned(),
         };
         out.push_str(&format!("  {:<12} {:<22} {version}\n", component.name, component.package));
+    }
+    if !shown.extensions.is_empty() {
+        out.push_str("\nextensions (each is created on a throw-away server when baked)\n");
+    }
+    for extension in &shown.extensions {
+        let version = extension.locked.as_deref().unwrap_or("not locked");
+        out.push_str(&format!("  {:<18} {:<30} {version}\n", extension.name, extension.package));
     }
     out.push_str(&warnings(&shown.warnings));
     out.push_str("\narchives\n");

@@ -54,7 +54,7 @@ pub(super) fn system_partition(work: &Work<'_>, uki: &Path) -> anyhow::Result<Pa
         // Where firmware looks that was told nothing.
         (loader.as_path(), format!("EFI/BOOT/BOOT{}.EFI", efi.to_uppercase())),
         (&loader, format!("EFI/systemd/systemd-boot{efi}.efi")),
-        (uki, format!("EFI/Linux/{}", uki_name(&work.image.name, work.version))),
+        (uki, format!("EFI/Linux/{}", uki_name(&work.image.full_name(), work.version))),
     ];
     for (from, to) in copies {
         let to = esp.join(to);

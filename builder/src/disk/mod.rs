@@ -53,7 +53,7 @@ pub struct Inputs<'a> {
 impl<'a> Inputs<'a> {
     /// What the outputs are made from, once there is a disk (or none is needed).
     pub fn outputs(&self, epoch: u64, disk: Option<&'a Disk>, dir: &'a Path) -> outputs::Inputs<'a> {
-        let (name, version) = (self.image.name.as_str(), self.version);
+        let (name, version) = (self.image.full_name(), self.version);
         outputs::Inputs { name, version, epoch, root: self.root, disk, tools: self.tools, dir }
     }
 }
@@ -87,12 +87,15 @@ impl Work<'_> {
 
     /// An identifier that follows from the image's version.
     fn uuid(&self, what: &str) -> Uuid {
-        Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("pgkiln:{}:{}:{what}", self.image.name, self.version).as_bytes())
+        Uuid::new_v5(
+            &Uuid::NAMESPACE_URL,
+            format!("pgkiln:{}:{}:{what}", self.image.full_name(), self.version).as_bytes(),
+        )
     }
 
     /// The same, as bytes for where more are wanted.
     fn digest(&self, what: &str) -> Sha256 {
-        Sha256::of(format!("pgkiln:{}:{}:{what}", self.image.name, self.version))
+        Sha256::of(format!("pgkiln:{}:{}:{what}", self.image.full_name(), self.version))
     }
 }
 

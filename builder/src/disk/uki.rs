@@ -32,5 +32,5 @@ pub(super) fn make(work: &Work<'_>, kernel: &Kernel, initrd: &Path, command_line
 /// The distribution's, and which image this is: the boot loader shows and sorts by it.
 fn os_release(work: &Work<'_>) -> anyhow::Result<String> {
     let text = fs_err::read_to_string(work.tree.join("usr/lib/os-release"))?;
-    Ok(format!("{}\nIMAGE_ID={}\nIMAGE_VERSION={}\n", text.trim_end(), work.image.name, work.version))
+    Ok(format!("{}\nIMAGE_ID={}\nIMAGE_VERSION={}\n", text.trim_end(), work.image.full_name(), work.version))
 }

@@ -17,6 +17,7 @@ mod document;
 pub mod overlay;
 mod parse;
 mod parse_archive;
+mod variant;
 
 pub use distribution::Distribution;
 pub use overlay::{Overlaid, Overrides, Place};
@@ -51,8 +52,12 @@ pub struct Image {
     pub components: BTreeMap<String, Component>,
     /// Further packages.
     pub packages: Vec<Located<String>>,
+    /// Extensions the server must be able to load, each with its package.
+    pub extensions: BTreeMap<String, Located<String>>,
     /// Package of the kernel, if the image boots.
     pub kernel: Option<Located<String>>,
+    /// Packages of kernels by variant, where the recipe has several.
+    pub kernels: BTreeMap<String, Located<String>>,
     /// Paths not unpacked, in dpkg's `path-exclude` patterns.
     pub path_excludes: Vec<String>,
     /// Exceptions from [`Image::path_excludes`].
@@ -175,7 +180,11 @@ impl Image {
 
     /// Where its lock is.
     pub fn lock_file(&self) -> PathBuf {
-        self.overrides.lock.clone().unwrap_or_else(|| self.dir().join("image.lock"))
+        let beside = || match &self.overrides.variant {
+            Some(variant) => self.dir().join(format!("image.{variant}.lock")),
+            None => self.dir().join("image.lock"),
+        };
+        self.overrides.lock.clone().unwrap_or_else(beside)
     }
 
     /// Directories of files copied as they are, one over the other: where two have a file, the later one's counts. What the
@@ -223,7 +232,9 @@ impl Image {
             line: component.pin.as_ref().map_or(component.package.line, |pin| pin.line),
         });
         let mut all: Vec<Wanted> =
-            components.chain(self.kernel.iter().map(plain)).chain(self.packages.iter().map(plain)).collect();
+            (components.chain(self.kernel.iter().map(plain)).chain(self.extensions.values().map(plain)))
+                .chain(self.packages.iter().map(plain))
+                .collect();
         all.sort_by(|a, b| (&a.package, a.pin.is_none(), a.line).cmp(&(&b.package, b.pin.is_none(), b.line)));
         all.dedup_by(|later, first| later.package == first.package);
         all

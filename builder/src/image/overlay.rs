@@ -32,6 +32,8 @@ pub struct Overrides {
     pub overlay: Option<PathBuf>,
     /// The lock, instead of `image.lock` beside the recipe.
     pub lock: Option<PathBuf>,
+    /// Another variant than the recipe's own.
+    pub variant: Option<String>,
 }
 
 /// What an overlay says about one archive.
@@ -59,6 +61,7 @@ impl Image {
     pub fn load_with(path: &Path, overrides: &Overrides) -> anyhow::Result<Self> {
         let mut image = Self::load(path)?;
         image.overrides = overrides.clone();
+        image.choose_variant()?;
         if let Some(file) = &overrides.overlay {
             let text = fs_err::read_to_string(file).context("reading the overlay")?;
             image.overlay(&text, file)?;
@@ -85,7 +88,10 @@ impl Image {
     /// What a command line names this image by: `images/x --overlay FILE --lock FILE`.
     pub fn arguments(&self) -> String {
         let mut arguments = self.dir().display().to_string();
-        let Overrides { overlay, lock } = &self.overrides;
+        let Overrides { overlay, lock, variant } = &self.overrides;
+        if let Some(variant) = variant {
+            arguments.push_str(&format!(" --variant {variant}"));
+        }
         for (option, file) in [("--overlay", overlay), ("--lock", lock)] {
             if let Some(file) = file {
                 arguments.push_str(&format!(" {option} {}", file.display()));
@@ -175,7 +181,7 @@ fn place(archive: &Archive, table: &Table<'_, '_>) -> Option<Place> {
 
 /// Refuses to write a lock where it could be taken for the recipe's own.
 pub fn check_lock_place(image: &Image) -> Result<(), Problem> {
-    let Overrides { overlay: Some(overlay), lock } = &image.overrides else { return Ok(()) };
+    let Overrides { overlay: Some(overlay), lock, .. } = &image.overrides else { return Ok(()) };
     let overlay = overlay.display().to_string();
     let Some(lock) = lock else {
         return Err(Problem::new(

@@ -52,7 +52,7 @@ fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Op
     let packages = top.texts("packages");
     packages.iter().for_each(|package| check_package(&top, package));
     check_duplicates(&top, &packages);
-    let kernel = top.table("kernel").and_then(kernel);
+    let (kernel, kernels) = top.table("kernel").map_or_else(Default::default, |table| kernel(table, variant.as_ref()));
     let trees = top.texts("trees");
     let names_trees = top.has("trees");
     trees.iter().for_each(|tree| check_tree(&top, tree));
@@ -61,6 +61,7 @@ fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Op
     let archives =
         top.table("archives").map_or(Vec::new(), |table| parse_archive::archives(&table, distribution, file));
     let components = top.table("components").map_or(BTreeMap::new(), |table| components(&table));
+    let extensions = top.table("extensions").map_or(BTreeMap::new(), |table| extensions(&table, &components));
     if !top.has("archives") {
         top.missing("archives", "a section [archives.debian] that says where packages come from");
     }
@@ -81,7 +82,9 @@ fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Op
         archives,
         components,
         packages,
+        extensions,
         kernel,
+        kernels,
         path_excludes,
         path_includes,
         outputs: outputs.into_iter().map(|output| output.value).collect(),
@@ -152,11 +155,46 @@ fn check_duplicates(top: &Table<'_, '_>, packages: &[Located<String>]) {
     }
 }
 
-fn kernel(table: Table<'_, '_>) -> Option<Located<String>> {
-    let package = table.required("package", "\"linux-image-cloud-amd64\"");
-    package.iter().for_each(|package| check_package(&table, package));
+type Kernels = BTreeMap<String, Located<String>>;
+
+/// Either one `package`, or one for each variant; then the recipe's own `variant` says which is meant.
+fn kernel(table: Table<'_, '_>, variant: Option<&Located<String>>) -> (Option<Located<String>>, Kernels) {
+    let mut kernels = Kernels::new();
+    for name in VARIANTS {
+        kernels.extend(table.text(name).map(|package| ((*name).to_owned(), package)));
+    }
+    let package = match kernels.is_empty() {
+        true => table.required("package", "\"linux-image-cloud-amd64\""),
+        false => table.text("package"),
+    };
+    package.iter().chain(kernels.values()).for_each(|package| check_package(&table, package));
+    if let Some(package) = package.as_ref().filter(|_| !kernels.is_empty()) {
+        table.problem(package.line, "`package` and kernels of variants exclude each other", "remove one of them");
+    }
+    let of_variant = variant.and_then(|variant| kernels.get(&variant.value)).cloned();
+    if !kernels.is_empty() && of_variant.is_none() {
+        let line = variant.map_or(table.line, |variant| variant.line);
+        table.problem(line, "no kernel for the recipe's own `variant`", "set `variant`, and its kernel in [kernel]");
+    }
     table.finish();
-    package
+    (package.or(of_variant), kernels)
+}
+
+/// `pgaudit = "postgresql-17-pgaudit"`: what the server must be able to load, and the package that has it.
+fn extensions(table: &Table<'_, '_>, components: &BTreeMap<String, Component>) -> BTreeMap<String, Located<String>> {
+    let extensions: BTreeMap<_, _> = table.named_texts().into_iter().collect();
+    for (name, package) in &extensions {
+        check_package(table, package);
+        if !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
+            let what = format!("`{name}` is not an extension's name");
+            table.problem(package.line, what, "extensions are named as in CREATE EXTENSION: a-z, 0-9 and _");
+        }
+    }
+    if !components.get("postgresql").is_some_and(|component| component.paths.contains_key("bin_dir")) {
+        let remedy = "add [components.postgresql] with paths = { bin_dir = \"…\" }";
+        table.problem(table.line, "extensions need a server to be tried on", remedy);
+    }
+    extensions
 }
 
 fn patterns(top: &Table<'_, '_>, key: &'static str) -> Vec<String> {
@@ -248,6 +286,25 @@ mod tests {
         assert_eq!(keys[1], "images/debian-13/k.gpg", "beside the recipe");
         let wanted: Vec<String> = image.wanted().iter().map(|w| format!("{}:{}", w.spelling(), w.line)).collect();
         assert_eq!(wanted, ["etcd-server=3.5.16-4:23", "less:7"], "the pin wins");
+    }
+
+    #[test]
+    fn an_extension_is_a_package_that_is_wanted_and_needs_a_server() {
+        let start = "schema = 1\nname = 'debian-13'\ndistribution = 'debian'\nsuite = 'x'\narchitecture = 'amd64'\n\
+                     [archives.debian]\nurl = 'host'\nsuites = ['x']\ncomponents = ['main']\n\
+                     fingerprints = ['04B54C3CDCA79751B16BC6B5225629DF75B188BD']\n[extensions]\npgaudit = 'postgresql-17-pgaudit'\n";
+        let server =
+            "[components.postgresql]\npackage = 'postgresql-17'\nversion = 'locked'\npaths = { bin_dir = '/b' }\n";
+        let image = Image::parse(&format!("{start}{server}"), file()).unwrap();
+        let wanted: Vec<String> = image.wanted().iter().map(|w| format!("{}:{}", w.package, w.line)).collect();
+        assert_eq!(wanted, ["postgresql-17:14", "postgresql-17-pgaudit:12"]);
+        let told = Image::parse(start, file()).unwrap_err().to_string();
+        assert!(told.contains(":11: extensions need a server"), "{told}");
+        let told = Image::parse(&format!("{start}\"pg audit\" = 'x y'\n{server}"), file()).unwrap_err().to_string();
+        assert!(
+            told.contains("`pg audit` is not an extension's name") && told.contains("`x y` is not a package"),
+            "{told}"
+        );
     }
 
     #[test]

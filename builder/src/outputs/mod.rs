@@ -80,7 +80,7 @@ impl Format {
 /// What the outputs are made from.
 pub struct Inputs<'a> {
     /// Name of the image: file names begin with it.
-    pub name: &'a str,
+    pub name: String,
     /// Its version.
     pub version: &'a str,
     /// `SOURCE_DATE_EPOCH`.

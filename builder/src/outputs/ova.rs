@@ -18,7 +18,7 @@ const MEMORY_MB: u32 = 4096;
 pub(super) fn make(inputs: &Inputs<'_>, disk: &Disk) -> anyhow::Result<Vec<PathBuf>> {
     let kept = inputs.path("vmdk").exists();
     let vmdk = vmdk::make(inputs, disk)?;
-    let (name, path) = (inputs.name, inputs.path("ova"));
+    let (name, path) = (inputs.name.as_str(), inputs.path("ova"));
     let bytes = vmdk.metadata()?.len();
     let description = include_str!("machine.ovf")
         .replace("@NAME@", name)

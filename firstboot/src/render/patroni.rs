@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{host, preset};
 use crate::facts::Facts;
 use crate::plan::Desired;
-use crate::spec::{Durability, NodeSpec, Password, Secret};
+use crate::spec::{Durability, NodeSpec, Password, Secret, is_plugin, is_preloaded};
 
 const PKI: &str = "/run/pgkiln/pki/patroni";
 const PG_PKI: &str = "/run/pgkiln/pki/postgresql";
@@ -123,6 +123,20 @@ fn initdb(major: u32) -> Value {
     Value::Array(options)
 }
 
+/// Adds names to a parameter that is a list, each once.
+fn lengthen<'n>(parameters: &mut BTreeMap<String, String>, name: &str, more: impl Iterator<Item = &'n String>) {
+    let old = parameters.get(name).cloned().unwrap_or_default();
+    let mut all: Vec<&str> = old.split(',').map(str::trim).filter(|one| !one.is_empty()).collect();
+    for one in more {
+        if !all.contains(&one.as_str()) {
+            all.push(one);
+        }
+    }
+    if !all.is_empty() {
+        parameters.insert(name.to_owned(), all.join(","));
+    }
+}
+
 /// Settings of the whole cluster. Patroni takes them from here once, when the cluster is founded; afterwards they live
 /// in etcd.
 pub fn dynamic(desired: &Desired, facts: &Facts) -> Result<Value> {
@@ -235,17 +249,13 @@ pub(crate) fn local_parameters(desired: &Desired, facts: &Facts) -> Map<String, 
     }
     let user = spec.postgres.parameters.iter().filter(|(name, _)| !CLUSTER_WIDE.contains(&name.as_str()));
     parameters.extend(user.map(|(name, value)| (name.clone(), value.clone())));
-    let libraries = parameters.get("shared_preload_libraries").cloned().unwrap_or_default();
-    let wanted = spec.postgres.extensions.iter().filter(|name| PRELOADED.contains(&name.as_str()));
-    let mut all: Vec<&str> = libraries.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
-    for name in wanted {
-        if !all.contains(&name.as_str()) {
-            all.push(name);
-        }
+    let wanted = |is: fn(&str) -> bool| spec.postgres.extensions.iter().filter(move |name| is(name));
+    lengthen(&mut parameters, "shared_preload_libraries", wanted(is_preloaded));
+    if wanted(is_plugin).next().is_some() {
+        // The server's own default (17.12) stays. Patroni leaves the parameter out where the server does not know it.
+        parameters.entry("output_plugin_libraries".to_owned()).or_insert_with(|| "pgoutput,test_decoding".to_owned());
     }
-    if !all.is_empty() {
-        parameters.insert("shared_preload_libraries".to_owned(), all.join(","));
-    }
+    lengthen(&mut parameters, "output_plugin_libraries", wanted(is_plugin));
     let archive = match spec.backup {
         Some(_) => format!("{PROGRAMS}/pgbackrest-archive-push %p"),
         // Backups may come later; `archive_mode` would need a restart then.
@@ -267,6 +277,3 @@ pub(crate) fn local_parameters(desired: &Desired, facts: &Facts) -> Map<String, 
     parameters.extend(owned.map(|(name, value)| (name.to_owned(), value)));
     parameters.into_iter().map(|(name, value)| (name, json!(value))).collect()
 }
-
-/// Extensions that do nothing unless their library is loaded at start.
-const PRELOADED: [&str; 4] = ["pg_stat_statements", "auto_explain", "pg_cron", "pgaudit"];

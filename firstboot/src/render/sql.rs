@@ -1,6 +1,6 @@
 //! Roles, databases and extensions as a psql script that may be run any number of times.
 
-use crate::spec::{NodeSpec, Secrets};
+use crate::spec::{NodeSpec, Secrets, is_plugin};
 
 /// The script: passwords appear only as SCRAM verifiers.
 pub fn reconcile(spec: &NodeSpec, secrets: &Secrets) -> String {
@@ -33,7 +33,7 @@ pub fn reconcile(spec: &NodeSpec, secrets: &Secrets) -> String {
             continue;
         }
         text.push_str(&format!("\\connect {}\n", identifier(&database.name)));
-        for extension in &spec.postgres.extensions {
+        for extension in spec.postgres.extensions.iter().filter(|name| !is_plugin(name)) {
             text.push_str(&format!("CREATE EXTENSION IF NOT EXISTS {};\n", identifier(extension)));
         }
     }

@@ -88,6 +88,21 @@ fn a_users_parameter_wins_here_and_in_the_cluster() {
 }
 
 #[test]
+fn what_extensions_need_at_start_comes_along() {
+    let mut desired = desired();
+    let extensions = ["pgaudit", "pg_stat_monitor", "pg_repack", "wal2json"].map(str::to_owned);
+    desired.accepted.spec.postgres.extensions = extensions.into();
+    let config: serde_json::Value = serde_saphyr::from_str(&patroni::config(&desired, &facts()).unwrap()).unwrap();
+    let parameters = &config["postgresql"]["parameters"];
+    let loaded = parameters["shared_preload_libraries"].as_str().unwrap();
+    assert!(loaded.ends_with("pgaudit,pg_stat_monitor"), "{loaded}");
+    assert_eq!(parameters["output_plugin_libraries"], "pgoutput,test_decoding,wal2json");
+    let script = sql::reconcile(desired.spec(), &desired.secrets);
+    assert!(script.contains("CREATE EXTENSION IF NOT EXISTS \"pg_repack\""), "{script}");
+    assert!(!script.contains("wal2json"), "nothing to create for an output plugin: {script}");
+}
+
+#[test]
 fn a_changed_specification_patches_what_it_changed() {
     let before = desired();
     let mut after = desired();

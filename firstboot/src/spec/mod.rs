@@ -29,7 +29,7 @@ pub use check::{missing_secrets, pem_sha256};
 pub use founding::{Founding, Intermediate, Joiner, Passwords};
 pub use held::{Held, Password, Secrets};
 pub use members::Member;
-pub use postgres::{Database, Durability, PgRole, Postgres, Rto};
+pub use postgres::{Database, Durability, PgRole, Postgres, Rto, is_plugin, is_preloaded};
 pub use read::read;
 pub use secret::Secret;
 pub use tweaks::Tweaks;

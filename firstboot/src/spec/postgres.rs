@@ -23,9 +23,26 @@ pub struct Postgres {
     /// Roles that must exist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<PgRole>,
-    /// Extensions that must exist in every listed database.
+    /// Extensions that must exist in every listed database; what must be loaded at start for them is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extensions: Vec<String>,
+}
+
+/// Extensions that do nothing, or refuse, unless their library is loaded when the server starts.
+const PRELOADED: [&str; 5] = ["pg_stat_statements", "pg_stat_monitor", "auto_explain", "pg_cron", "pgaudit"];
+
+/// Output plugins of logical decoding: there is nothing to create in a database.
+const PLUGINS: [&str; 1] = ["wal2json"];
+
+/// Whether `extension` must be in `shared_preload_libraries`.
+pub fn is_preloaded(extension: &str) -> bool {
+    PRELOADED.contains(&extension)
+}
+
+/// Whether `extension` is an output plugin. Newer servers (17.12 and its siblings) load only those that
+/// `output_plugin_libraries` names.
+pub fn is_plugin(extension: &str) -> bool {
+    PLUGINS.contains(&extension)
 }
 
 /// What an acknowledged commit is worth.

@@ -7,6 +7,8 @@
 //! The agent says it by touching a file that Keepalived's check looks at; if the agent ends, what it said soon counts for
 //! nothing.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -71,7 +73,10 @@ pub(super) fn is_reason(problem: &Problem) -> bool {
 pub(super) fn tell(layout: &Layout, aside: bool) -> Result<()> {
     let mark = layout.at(MARK);
     if aside {
-        fs::create_dir_all(mark.parent().unwrap_or(Path::new("/")))?;
+        let dir = mark.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(dir)?;
+        // Whatever umask the agent has.
+        fs::set_permissions(dir, Permissions::from_mode(0o755))?;
         fs::write(mark, "")?;
     } else if mark.exists() {
         fs::remove_file(mark)?;
@@ -126,7 +131,8 @@ mod tests {
         tell(&layout, false).unwrap();
         tell(&layout, true).unwrap();
         tell(&layout, true).unwrap();
-        assert!(layout.at(MARK).exists());
+        let mode = layout.at(MARK).parent().unwrap().metadata().unwrap().permissions().mode();
+        assert!(layout.at(MARK).exists() && mode & 0o005 == 0o005, "the check must see it: {mode:o}");
         tell(&layout, false).unwrap();
         assert!(!layout.at(MARK).exists());
     }

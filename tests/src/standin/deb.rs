@@ -15,6 +15,10 @@ pub struct Change {
     pub fields: Vec<(&'static str, String)>,
     /// Files put in, absolute, with mode and content; they replace those of the same path.
     pub put: Vec<(String, u32, String)>,
+    /// If any: only what begins with one of these stays.
+    pub keep: Vec<String>,
+    /// What files are called: this part of their path becomes that, and so does the extension inside `.control` and `.sql` files.
+    pub rename: Option<(String, String)>,
     /// Files taken away: paths that begin with one of these.
     pub take: Vec<String>,
     /// Control files taken away (`postinst`).
@@ -25,7 +29,7 @@ pub struct Change {
 
 impl Change {
     fn touches_content(&self) -> bool {
-        !self.put.is_empty() || !self.take.is_empty()
+        !self.put.is_empty() || !self.take.is_empty() || !self.keep.is_empty()
     }
 }
 
@@ -112,6 +116,11 @@ fn package(
 
 fn content(deb: &Deb, change: &Change) -> anyhow::Result<Vec<u8>> {
     let gone = |path: &str| {
+        // Directories stay if something below them does.
+        let kept = |keep: &String| path.starts_with(keep.as_str()) || (path.ends_with('/') && keep.starts_with(path));
+        if !change.keep.is_empty() && !change.keep.iter().any(kept) {
+            return true;
+        }
         change.take.iter().any(|taken| path.starts_with(taken.as_str()))
             || change.put.iter().any(|(put, ..)| put == path)
     };
@@ -122,7 +131,11 @@ fn content(deb: &Deb, change: &Change) -> anyhow::Result<Vec<u8>> {
         if gone(&path) {
             continue;
         }
-        let (mut header, path) = (entry.header().clone(), entry.path()?.into_owned());
+        let (mut header, mut path) = (entry.header().clone(), entry.path()?.into_owned());
+        let renamed = change.rename.as_ref().filter(|_| header.entry_type().is_file());
+        if let Some((from, to)) = renamed {
+            path = path.to_string_lossy().replace(from, to).into();
+        }
         let kind = header.entry_type();
         if kind.is_symlink() || kind.is_hard_link() {
             let target = entry.link_name()?.context("a link without a target")?.into_owned();
@@ -130,6 +143,19 @@ fn content(deb: &Deb, change: &Change) -> anyhow::Result<Vec<u8>> {
         } else {
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
+            if let Some((from, to)) = renamed {
+                let end = path.extension().and_then(|end| end.to_str());
+                let words = match end {
+                    Some("control") => Some((from.clone(), to.clone())),
+                    // What it creates keeps its names: the library knows them by these.
+                    Some("sql") => Some((format!("EXTENSION {from}"), format!("EXTENSION {to}"))),
+                    _ => None,
+                };
+                if let Some((from, to)) = words {
+                    bytes = String::from_utf8(bytes)?.replace(&from, &to).into_bytes();
+                    header.set_size(bytes.len() as u64);
+                }
+            }
             out.append_data(&mut header, path, &bytes[..])?;
         }
     }

@@ -20,24 +20,37 @@ pub struct Material {
     image: &'static str,
     /// Packages beyond that image's.
     more: &'static [&'static str],
+    /// Major version of its PostgreSQL.
+    major: u8,
     /// Packages of the image that the release has under another name.
     instead: &'static [(&'static str, &'static str)],
 }
 
 /// What `percona-patroni`, its siblings and the extensions need beyond Debian's own recipes.
-#[rustfmt::skip]
 const FOR_PERCONA: &[&str] = &[
-    "pipexec", "python3-cdiff", "python3-kazoo", "python3-pysyncobj", "python3-requests", "python3-six", "python3-systemd",
-    "python3-ydiff",
+    "pipexec",
+    "python3-cdiff",
+    "python3-kazoo",
+    "python3-pysyncobj",
+    "python3-requests",
+    "python3-six",
+    "python3-systemd",
 ];
 
 /// Debian 13.
-pub static TRIXIE: Material = Material { suite: "trixie", image: "debian-13", more: FOR_PERCONA, instead: &[] };
+pub static TRIXIE: Material =
+    Material { suite: "trixie", image: "debian-13", more: FOR_PERCONA, major: 17, instead: &[] };
 /// Debian 12, whose package set is near Ubuntu 22.04's.
-pub static BOOKWORM: Material = Material { suite: "bookworm", image: "debian-12", more: FOR_PERCONA, instead: &[] };
+pub static BOOKWORM: Material =
+    Material { suite: "bookworm", image: "debian-12", more: FOR_PERCONA, major: 15, instead: &[] };
 /// Debian's next release: the one with PostgreSQL 18.
-pub static FORKY: Material =
-    Material { suite: "forky", image: "debian-13", more: FOR_PERCONA, instead: &[("postgresql-17", "postgresql-18")] };
+pub static FORKY: Material = Material {
+    suite: "forky",
+    image: "debian-13",
+    more: FOR_PERCONA,
+    major: 18,
+    instead: &[("postgresql-17", "postgresql-18")],
+};
 
 /// Its packages, all of them in the cache: those of an earlier run if they can still be had, else today's.
 pub fn material(of: &Material, cache: &Cache, ui: &Ui) -> anyhow::Result<Recipe<Locked>> {
@@ -71,10 +84,12 @@ fn recipe(of: &Material, name: &str) -> anyhow::Result<String> {
     recipe.insert("name".into(), name.into());
     recipe.insert("suite".into(), of.suite.into());
     recipe.remove("trees");
+    recipe.remove("extensions");
     let packages = recipe.get_mut("packages").and_then(toml::Value::as_array_mut).context("a recipe has packages")?;
-    for package in of.more {
-        if !packages.iter().any(|found| found.as_str() == Some(package)) {
-            packages.push((*package).into());
+    let extensions = ["pgaudit", "repack", "wal2json"].map(|name| format!("postgresql-{}-{name}", of.major));
+    for package in of.more.iter().map(|name| (*name).to_owned()).chain(extensions) {
+        if !packages.iter().any(|found| found.as_str() == Some(&package)) {
+            packages.push(package.into());
         }
     }
     let archives = recipe.get_mut("archives").and_then(toml::Value::as_table_mut).context("a recipe has archives")?;

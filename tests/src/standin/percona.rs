@@ -13,7 +13,7 @@ pub(super) fn standins(recipe: &Recipe) -> Vec<Standin> {
 
     let mut postgresql = server(&server_name)
         .named(format!("percona-{server_name}"))
-        .field("Provides", format!("{server_name}, postgresql-contrib-{major}, percona-postgresql-contrib-{major}"))
+        .field("+Provides", format!("{server_name}, percona-postgresql-contrib-{major}"))
         .field("Recommends", format!("percona-pg-telemetry{major}"));
     let mut all = vec![
         server(&client_name)
@@ -42,11 +42,13 @@ pub(super) fn standins(recipe: &Recipe) -> Vec<Standin> {
             .named("percona-pgbackrest")
             .field("Provides", "pgbackrest")
             .take(&["/usr/lib/systemd/", "/lib/systemd/"]),
+        of(&format!("{server_name}-pgaudit"), "1:17.1-4").named(format!("percona-{server_name}-pgaudit")),
+        of(&format!("{server_name}-repack"), "1:1.5.3-1").named(format!("percona-{server_name}-repack")),
+        of(&format!("{server_name}-wal2json"), "1:2.6-6").named(format!("percona-{server_name}-wal2json")),
+        stat_monitor(recipe, of(&server_name, "1:2.4.0-1")),
         of("pgbouncer", "1:1.25.2-2").named("percona-pgbouncer").field("Provides", "pgbouncer"),
     ];
-    if recipe.material.suite != "bookworm" {
-        all.push(of("postgresql-common-dev", "1:293-1"));
-    }
+    all.push(of("postgresql-common-dev", "1:293-1").if_there());
     if major == 17 {
         // The server of this major version needs it; what is inside cannot be stood in for.
         all.push(empty("percona-pg-tde17".into(), "2.2.0-1"));
@@ -57,8 +59,27 @@ pub(super) fn standins(recipe: &Recipe) -> Vec<Standin> {
                     . /usr/share/postgresql-common/maintscripts-functions\n  \
                     configure_version \"${DPKG_MAINTSCRIPT_PACKAGE##*-}\" \"$2\"\nfi\n";
     postgresql.change.scripts_put.push(("postinst", postinst.to_owned()));
-    all.push(postgresql);
+    // In front: relations on Debian's server mean this one.
+    all.insert(0, postgresql);
     all
+}
+
+/// The server's own `pg_stat_statements` under this name: Debian has nothing nearer.
+fn stat_monitor(recipe: &Recipe, standin: Standin) -> Standin {
+    let major = recipe.major;
+    let mut standin = standin
+        .named(format!("percona-pg-stat-monitor{major}"))
+        .field("Depends", format!("percona-postgresql-{major}"))
+        .without_scripts(&["postinst", "postrm", "preinst", "prerm", "templates", "config", "triggers", "conffiles"]);
+    for field in ["Provides", "Recommends", "Breaks", "Conflicts", "Replaces", "Pre-Depends"] {
+        standin = standin.field(field, "");
+    }
+    standin.change.keep = vec![
+        format!("/usr/lib/postgresql/{major}/lib/pg_stat_statements."),
+        format!("/usr/share/postgresql/{major}/extension/pg_stat_statements"),
+    ];
+    standin.change.rename = Some(("pg_stat_statements".to_owned(), "pg_stat_monitor".to_owned()));
+    standin
 }
 
 /// Upstream's unit and dependencies, no scripts of its own.
@@ -70,7 +91,7 @@ fn patroni(recipe: &Recipe, standin: Standin) -> Standin {
         recipe.major
     );
     let unit = "[Unit]\nDescription=Runners to orchestrate a high-availability PostgreSQL\nAfter=syslog.target network.target\n\n\
-                [Service]\nType=simple\nUser=postgres\nGroup=postgres\n\
+                [Service]\nType=notify\nUser=postgres\nGroup=postgres\n\
                 Environment=PATRONI_CONFIG_LOCATION=/etc/patroni/patroni.yml\nOOMScoreAdjust=-1000\n\
                 ExecStart=/usr/bin/patroni ${PATRONI_CONFIG_LOCATION}\nExecReload=/bin/kill -s HUP $MAINPID\n\
                 KillMode=process\nTimeoutSec=30\nRestart=no\n\n[Install]\nWantedBy=multi-user.target\n";

@@ -9,10 +9,13 @@ pub(super) fn standins(recipe: &Recipe) -> Vec<Standin> {
     let (server, client) = (format!("postgresql-{major}"), format!("postgresql-client-{major}"));
     vec![
         // An older one stays in this archive; the recipe's pin must decide.
-        of(&server, "17.10-1.pgdg24.04+1"),
-        of(&client, "17.10-1.pgdg24.04+1"),
         of(&server, recipe.server),
         of(&client, recipe.server),
+        of(&server, "17.10-1.pgdg24.04+1"),
+        of(&client, "17.10-1.pgdg24.04+1"),
+        of(&format!("{server}-pgaudit"), "17.1-2.pgdg24.04+1"),
+        of(&format!("{server}-repack"), "1.5.3-1.pgdg24.04+1"),
+        of(&format!("{server}-wal2json"), "2.6-4.pgdg24.04+1"),
         of("libpq5", "18.6-1.pgdg24.04+2"),
         of("postgresql-common", "293.pgdg24.04+1"),
         of("postgresql-client-common", "293.pgdg24.04+1"),

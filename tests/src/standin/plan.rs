@@ -35,7 +35,7 @@ pub enum Vendor {
 }
 
 /// Programs that need nothing of the release they were built for.
-const PORTABLE: &[&str] = &["etcd-server", "etcd-client", "patroni"];
+const PORTABLE: &[&str] = &["etcd-server", "etcd-client", "patroni", "python3-ydiff"];
 
 /// All of them.
 pub static RECIPES: [Recipe; 4] = [
@@ -105,19 +105,34 @@ pub struct Standin {
     pub place: Place,
     /// What else is different.
     pub change: Change,
+    /// Not every release of Debian has it.
+    pub if_there: bool,
 }
 
 impl Standin {
     /// `of` under its own name.
     pub(super) fn of(of: &str, version: impl Into<String>, place: Place) -> Self {
         let version = Some(version.into());
-        Self { of: Some(of.to_owned()), name: of.to_owned(), version, place, change: Change::default() }
+        Self {
+            of: Some(of.to_owned()),
+            name: of.to_owned(),
+            version,
+            place,
+            change: Change::default(),
+            if_there: false,
+        }
     }
 
     /// A package of relations alone.
     pub(super) fn empty(name: impl Into<String>, version: impl Into<String>, place: Place) -> Self {
         let version = Some(version.into());
-        Self { of: None, name: name.into(), version, place, change: Change::default() }
+        Self { of: None, name: name.into(), version, place, change: Change::default(), if_there: false }
+    }
+
+    /// Left out where the material has nothing of it.
+    pub(super) fn if_there(mut self) -> Self {
+        self.if_there = true;
+        self
     }
 
     pub(super) fn named(mut self, name: impl Into<String>) -> Self {

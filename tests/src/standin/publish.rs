@@ -71,6 +71,8 @@ impl<'a> Archives<'a> {
                 self.unchanged(package, &packages, &mut count)?;
             }
         }
+        let missing = |standin: &Standin| standin.of.as_ref().is_some_and(|of| !packages.contains_key(of.as_str()));
+        self.standins.retain(|standin| !(standin.if_there && missing(standin)));
         for standin in self.standins.clone() {
             self.standin(&standin, &packages, &mut count)?;
         }

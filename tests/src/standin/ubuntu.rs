@@ -56,9 +56,7 @@ pub(super) fn standins(recipe: &Recipe) -> Vec<Standin> {
         of("etcd-server", "3.4.30-1ubuntu0.24.04.3", "3.3.25+dfsg-7ubuntu0.22.04.2", "-updates"),
         of("etcd-client", "3.4.30-1ubuntu0.24.04.3", "3.3.25+dfsg-7ubuntu0.22.04.2", "-updates"),
     ];
-    if recipe.material.suite != "bookworm" {
-        all.push(of("postgresql-common-dev", "257build1.1", "238", ""));
-    }
+    all.push(of("postgresql-common-dev", "257build1.1", "238", "").if_there());
     if jammy {
         // Its release is from before this dependency on `usrmerge | usr-is-merged`.
         all.push(of("init-system-helpers", "", "1.62", "").field("Depends", "perl-base"));
