@@ -175,7 +175,7 @@ fn tail(text: &str) -> String {
 
 /// Writes the key that [`Machine::secure`] believes.
 pub fn secure_key(to: &Path) -> anyhow::Result<()> {
-    let from = ["pkcs8", "-topk8", "-nodes", "-passin", SECURE_PASSPHRASE, "-in", SECURE_KEY];
+    let from = ["pkcs8", "-topk8", "-nocrypt", "-passin", SECURE_PASSPHRASE, "-in", SECURE_KEY];
     Cmd::new(&OPENSSL).args(from).arg("-out").arg(to).run()
 }
 
