@@ -1,6 +1,7 @@
 //! A machine of its own for a disk: QEMU with UEFI firmware, its serial console in a file.
 //!
-//! Emulated, so that it works wherever the tests do: a time limit here only says when to give up.
+//! Emulated, so that it works wherever the tests do: a time limit here only says when to give up. One processor: with two,
+//! QEMU 7.2 on a busy host let a kernel crash in its timers, a second after the start.
 
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -8,10 +9,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use base64::Engine as _;
-use pgkiln::tool::{Cmd, Running, table};
+use pgkiln::tool::{Cmd, Running, Tool, table};
 
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Firmware that enforces Secure Boot, and its memory with a test key in it, of the same package.
+const SECURE_FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
+const SECURE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd";
+/// The certificate of that key.
+pub const SECURE_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
+const SECURE_KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
+const SECURE_PASSPHRASE: &str = "pass:snakeoil";
+const OPENSSL: Tool = Tool { name: "openssl", package: "openssl", minimum: None, why: "reading a test key" };
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A machine that is off: what is in it.
@@ -20,6 +29,7 @@ pub struct Machine {
     disk: PathBuf,
     seed: Option<PathBuf>,
     probe: Option<String>,
+    secure: bool,
 }
 
 impl Machine {
@@ -27,7 +37,14 @@ impl Machine {
     pub fn new(dir: &Path, disk: &Path) -> anyhow::Result<Self> {
         fs_err::create_dir_all(dir)?;
         fs_err::copy(VARIABLES, dir.join("variables.fd"))?;
-        Ok(Self { dir: dir.to_owned(), disk: disk.to_owned(), seed: None, probe: None })
+        Ok(Self { dir: dir.to_owned(), disk: disk.to_owned(), seed: None, probe: None, secure: false })
+    }
+
+    /// With firmware that starts only what [`secure_key`] has signed.
+    pub fn secure(mut self) -> anyhow::Result<Self> {
+        fs_err::copy(SECURE_VARIABLES, self.dir.join("variables.fd"))?;
+        self.secure = true;
+        Ok(self)
     }
 
     /// With a `cidata` volume.
@@ -50,13 +67,25 @@ impl Machine {
         let console = self.dir.join("console");
         fs_err::write(&console, "")?;
         let log = fs_err::File::create(self.dir.join("qemu.log"))?.into_parts().0;
+        let firmware = if self.secure { SECURE_FIRMWARE } else { FIRMWARE };
         let drive =
             |name: &str, file: &Path, more: &str| format!("file={},if=none,format=raw,id={name}{more}", file.display());
         let mut cmd = Cmd::new(&table::QEMU)
-            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
+            .args([
+                "-machine",
+                if self.secure { "q35,smm=on" } else { "q35" },
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "max",
+                "-smp",
+                "1",
+                "-m",
+                "1024",
+            ])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-drive")
-            .arg(format!("if=pflash,format=raw,readonly=on,file={FIRMWARE}"))
+            .arg(format!("if=pflash,format=raw,readonly=on,file={firmware}"))
             .arg("-drive")
             .arg(format!("if=pflash,format=raw,file={}", self.dir.join("variables.fd").display()))
             .arg("-drive")
@@ -66,6 +95,9 @@ impl Machine {
             .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()));
+        if self.secure {
+            cmd = cmd.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
+        }
         if let Some(seed) = &self.seed {
             cmd = cmd.arg("-drive").arg(drive("seed", seed, ",readonly=on"));
             cmd = cmd.args(["-device", "virtio-blk-pci,drive=seed"]);
@@ -139,6 +171,12 @@ impl Booted {
 fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
+/// Writes the key that [`Machine::secure`] believes.
+pub fn secure_key(to: &Path) -> anyhow::Result<()> {
+    let from = ["pkcs8", "-topk8", "-nocrypt", "-passin", SECURE_PASSPHRASE, "-in", SECURE_KEY];
+    Cmd::new(&OPENSSL).args(from).arg("-out").arg(to).run()
 }
 
 /// A copy of a raw image that keeps its holes, grown to `bytes`: what an operator's virtual disk is.

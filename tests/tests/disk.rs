@@ -11,6 +11,7 @@ use anyhow::Context;
 use pgkiln::bake;
 use pgkiln::cli::default_cache_dir;
 use pgkiln::cluster::{self, SeedFormat};
+use pgkiln::disk::secure_boot::Keys;
 use pgkiln::outputs::Format;
 use pgkiln::progress::Ui;
 use pgkiln_tests::qemu::{self, Machine};
@@ -36,6 +37,10 @@ echo probe-loader=$(ls /boot/EFI/Linux); \
 systemctl poweroff";
 
 fn disk(dir: &Path) -> Result<Option<PathBuf>> {
+    baked(dir, None)
+}
+
+fn baked(dir: &Path, keys: Option<Keys>) -> Result<Option<PathBuf>> {
     if image::baked().is_none() {
         return Ok(None);
     }
@@ -46,7 +51,7 @@ fn disk(dir: &Path) -> Result<Option<PathBuf>> {
         agent: None,
         fresh: false,
         formats: Some(vec![Format::Raw]),
-        secure_boot: None,
+        secure_boot: keys,
         relock: true,
         from: None,
         overrides: pgkiln::image::Overrides::default(),
@@ -137,5 +142,22 @@ fn an_altered_disk_serves_nothing_and_says_why() -> Result {
     let said = machine.boot()?.wait_for_end(LIMIT)?;
     assert!(said.contains("does not have the root hash of the command line"), "{said}");
     assert!(said.contains("rebooting in 10 s") && !said.contains("systemd["), "{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, QEMU and a minute"]
+fn under_secure_boot_only_a_signed_disk_starts() -> Result {
+    let work = scratch()?;
+    let key = work.path().join("key.pem");
+    let Some(unsigned) = disk(work.path())? else { return Ok(()) };
+    let machine = |name: &str, disk: &Path| Machine::new(&work.path().join(name), disk)?.secure();
+    machine("refuses", &unsigned)?.boot()?.wait_for("Access Denied", LIMIT)?;
+
+    qemu::secure_key(&key)?;
+    let keys = Keys { key, certificate: qemu::SECURE_CERTIFICATE.into() };
+    let signed = baked(work.path(), Some(keys))?.context("a disk")?;
+    let said = machine("starts", &signed)?.boot()?.wait_for("verified root is ready", LIMIT)?;
+    assert!(said.contains("Secure Boot is enabled"), "{said}");
     Ok(())
 }

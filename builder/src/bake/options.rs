@@ -47,7 +47,7 @@ impl Options {
 
     /// The formats to make.
     pub(super) fn formats(&self, image: &Image) -> anyhow::Result<Vec<Format>> {
-        self.formats.clone().map_or_else(|| Format::of_recipe(&image.outputs), Ok)
+        Ok(self.formats.clone().map_or_else(|| Format::of_recipe(&image.outputs), Ok)?)
     }
 }
 

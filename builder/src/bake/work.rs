@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::sys::stat::{Mode, umask};
 
 use crate::cache::Cache;
 
@@ -27,8 +28,10 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Removes what dead processes left and makes a new directory.
+    /// Removes what dead processes left and makes a new directory. From here on the caller's umask is ours: what is made below
+    /// becomes part of an image, and its modes must not depend on who bakes.
     pub(super) fn create(cache: &Cache) -> anyhow::Result<Self> {
+        umask(Mode::from_bits_truncate(0o022));
         // Between making a lock file and locking it nobody may sweep.
         let _alone = cache.lock("work", || ())?;
         let parent = cache.root().join("work");

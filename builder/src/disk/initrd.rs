@@ -1,8 +1,13 @@
 //! The initramfs: our PID 1 and the drivers it may need, nothing else.
 //!
 //! Modules go in decompressed, and the whole is compressed once, so that the kernel unpacks everything in one go before it
-//! starts us. Debian's modules are xz; measured on 33 of them (see the README): the archive is smaller than with the packages'
-//! own compression, and zstd unpacks several times as fast as xz.
+//! starts us. Measured with our program and the 35 modules of Debian 13's cloud kernel, 8.2 MB:
+//!
+//! | | MB | ms of CPU to unpack |
+//! | --- | --- | --- |
+//! | all of it zstd 19 | 1.76 | 14 |
+//! | all of it xz 9 | 1.59 | 97 |
+//! | modules as packaged (xz), the rest zstd 19 | 1.81 | 74 if all were loaded |
 
 use std::path::PathBuf;
 

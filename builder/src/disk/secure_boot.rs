@@ -34,7 +34,7 @@ const CONTENT_TYPE: [u8; 11] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 
 pub(super) fn sign(work: &Work<'_>, keys: &Keys, name: &str) -> anyhow::Result<PathBuf> {
     let pem = fs_err::read_to_string(&keys.key)?;
     let key = KeyPair::from_pem(&pem).map_err(|error| {
-        let remedy = "give an RSA key as PEM (PKCS #8) without passphrase: `openssl pkcs8 -topk8 -nodes -in KEY`";
+        let remedy = "give an RSA key as PEM (PKCS #8) without passphrase: `openssl pkcs8 -topk8 -nocrypt -in KEY`";
         Problem::new(format!("not a private key: {error}"), keys.key.display().to_string(), remedy)
     })?;
     // Where no other program of this user may look, for as long as sbsign reads them.

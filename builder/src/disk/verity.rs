@@ -34,6 +34,8 @@ pub(super) fn format(work: &Work<'_>) -> anyhow::Result<(PathBuf, String)> {
         &format!("/srv/{root}"),
         "/srv/root.verity",
     ])?;
+    // veritysetup makes it private.
+    fs_err::set_permissions(&hashes, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     let text = String::from_utf8(output.stdout).context("veritysetup's output")?;
     let hash = text.lines().find_map(|line| line.strip_prefix("Root hash:")).map(|hash| hash.trim().to_owned());
     let hash = hash.filter(|hash| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()));

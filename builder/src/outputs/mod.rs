@@ -12,6 +12,7 @@ use anyhow::Context;
 use crate::digest::Sha256;
 use crate::disk::Disk;
 use crate::manifest::Output;
+use crate::problem::Problem;
 use crate::sandbox::Sandbox;
 
 mod gce;
@@ -68,12 +69,16 @@ impl Format {
     }
 
     /// Reads a recipe's `outputs`; its check has refused unknown ones, what is left is not built yet.
-    pub fn of_recipe(names: &[String]) -> anyhow::Result<Vec<Self>> {
-        let find = |name: &String| Self::ALL.into_iter().find(|format| format.name() == name);
-        let each = names.iter().map(|name| {
-            find(name).with_context(|| format!("output `{name}` of the recipe is not built by this pgkiln"))
-        });
-        each.collect()
+    pub fn of_recipe(names: &[String]) -> Result<Vec<Self>, Problem> {
+        let find = |name: &String| {
+            let found = Self::ALL.into_iter().find(|format| format.name() == name);
+            let known = || Self::ALL.map(Self::name).join(", ");
+            found.ok_or_else(|| {
+                let what = format!("the output `{name}` is not built by this pgkiln");
+                Problem::new(what, "`outputs` of the recipe", format!("leave it out; built are: {}", known()))
+            })
+        };
+        names.iter().map(find).collect()
     }
 }
 

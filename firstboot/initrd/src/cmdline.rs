@@ -37,7 +37,7 @@ impl Default for Options {
 impl Options {
     /// Reads `/proc/cmdline`.
     pub(crate) fn read() -> Result<Self, Failed> {
-        let text = std::fs::read_to_string("/proc/cmdline").map_err(|error| Failed::call("/proc/cmdline", error))?;
+        let text = fs_err::read_to_string("/proc/cmdline").map_err(|error| Failed::call("/proc/cmdline", error))?;
         Self::parse(&text)
     }
 

@@ -1,9 +1,9 @@
 //! Finding the root: two partitions of one disk whose identifiers are the first and the last half of the root hash
 //! (systemd's rule, UAPI Discoverable Partitions Specification). So a command line can only ever boot its own image.
 
-use std::fs::File;
+use fs_err::File;
+use fs_err::os::unix::fs::FileExt;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ pub(crate) fn wait(options: &Options, mut load: impl FnMut() -> Result<(), Faile
 
 /// Directories of all disks in sysfs, sorted.
 fn disks() -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir("/sys/block") else { return Vec::new() };
+    let Ok(entries) = fs_err::read_dir("/sys/block") else { return Vec::new() };
     let is_disk = |path: &PathBuf| {
         path.file_name()
             .and_then(|name| name.to_str())
@@ -89,15 +89,15 @@ fn disks() -> Vec<PathBuf> {
 fn search(disk: &Path, root_hash: &[u8; 32]) -> Option<Found> {
     let table = read_table(disk).ok()??;
     let device = |wanted: &Partition| {
-        let parts = std::fs::read_dir(disk).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-        let number = |path: &Path| std::fs::read_to_string(path.join("partition")).ok()?.trim().parse::<u32>().ok();
+        let parts = fs_err::read_dir(disk).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        let number = |path: &Path| fs_err::read_to_string(path.join("partition")).ok()?.trim().parse::<u32>().ok();
         let part = parts.into_iter().find(|path| number(path) == Some(wanted.number))?;
         let device = Path::new("/dev").join(part.file_name()?);
         device.exists().then_some(device)
     };
     let with = |half: &[u8]| table.iter().find(|one| one.uuid == half).and_then(device);
     Some(Found {
-        disk: std::fs::read_to_string(disk.join("dev")).ok()?.trim().to_owned(),
+        disk: fs_err::read_to_string(disk.join("dev")).ok()?.trim().to_owned(),
         root: with(&root_hash[..16])?,
         hashes: with(&root_hash[16..])?,
         var: table.iter().find(|one| one.name == crate::handoff::VAR).and_then(device),
@@ -105,7 +105,7 @@ fn search(disk: &Path, root_hash: &[u8; 32]) -> Option<Found> {
 }
 
 fn read_table(disk: &Path) -> io::Result<Option<Vec<Partition>>> {
-    let size = std::fs::read_to_string(disk.join("queue/logical_block_size"))?;
+    let size = fs_err::read_to_string(disk.join("queue/logical_block_size"))?;
     let size: u64 = size.trim().parse().unwrap_or(512);
     let file = File::open(Path::new("/dev").join(disk.file_name().unwrap_or_default()))?;
     let mut header = [0; 512];

@@ -3,9 +3,10 @@
 //! The units are written to `/run`, not shipped in the image, because they are true only on a machine that was booted from a
 //! disk: the same root also runs in a container that brings its `/var` along.
 
-use std::fs;
+use fs_err as fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
+
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -49,7 +50,7 @@ pub(crate) fn machine_id(found: &Found) -> Result<(), Failed> {
         Ok(id) => {
             let path = format!("{ROOT}/etc/machine-id");
             let written =
-                fs::write(&path, id).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o444)));
+                fs::write(&path, id).and_then(|()| fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)));
             written.map_err(|error| Failed::call("writing /etc/machine-id", error))
         }
         Err(error) => {
@@ -90,7 +91,7 @@ fn write_units(root: &Path, found: &Found, options: &Options) -> io::Result<()> 
         fs::write(system.join(name), text.replace("@ACTION@", action))?;
     }
     for (name, target) in WANTED {
-        symlink(target, wants.join(name))?;
+        fs::os::unix::fs::symlink(target, wants.join(name))?;
     }
     fs::write(rules.join("61-pgkiln-disk.rules"), RULES.replace("@DISK@", &found.disk))
 }

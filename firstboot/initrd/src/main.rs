@@ -1,6 +1,6 @@
 //! PID 1 of the initramfs: from the kernel's hands to systemd on a root whose every byte is checked.
 //!
-//! A package of its own, with two dependencies: what stands between the firmware and a verified root should be short enough to
+//! A package of its own, with three small dependencies: what stands between the firmware and a verified root should be short enough to
 //! be read in one sitting. It loads the drivers the machine asks for, finds the root by the identifiers that follow from
 //! `roothash=` on the (signed) command line, lets the kernel check it with dm-verity, puts a writable `/etc` in memory above
 //! the image's, tells systemd where the rest of this disk is, and starts it. There is no shell: a failure is said in plain

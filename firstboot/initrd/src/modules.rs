@@ -4,8 +4,8 @@
 //! `name needs aliases…`. A module whose alias is [`REQUIRED`] is loaded on every machine, one whose alias is [`TRIED`] too, but
 //! the machine may refuse it (a processor without the instructions).
 
+use fs_err::{self as fs, File};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
 use std::path::Path;
 
 use nix::errno::Errno;

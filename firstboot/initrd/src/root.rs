@@ -1,7 +1,7 @@
 //! Mounts, and the step from the initramfs into the root.
 
+use fs_err as fs;
 use std::convert::Infallible;
-use std::fs;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount as attach, umount2};

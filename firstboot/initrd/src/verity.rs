@@ -3,8 +3,8 @@
 //!
 //! Format: the kernel's `Documentation/admin-guide/device-mapper/verity.rst` and cryptsetup's wiki page "DMVerity".
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use fs_err::File;
+use fs_err::os::unix::fs::FileExt;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -82,7 +82,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("pgkiln-verity-{}", std::process::id()));
         let (mut bytes, hash) = image();
         let judged = |bytes: &[u8]| {
-            std::fs::write(&dir, bytes).unwrap();
+            fs_err::write(&dir, bytes).unwrap();
             read(&dir, &hash)
         };
         let tree = judged(&bytes).unwrap();
@@ -93,6 +93,6 @@ mod tests {
         bytes[32] = b'm';
         assert!(format!("{:?}", judged(&bytes).unwrap_err()).contains("not a hash tree"));
         assert!(format!("{:?}", judged(&bytes[..600]).unwrap_err()).contains("cannot be read"));
-        std::fs::remove_file(&dir).unwrap();
+        fs_err::remove_file(&dir).unwrap();
     }
 }
