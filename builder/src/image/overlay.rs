@@ -253,7 +253,26 @@ mod tests {
                     [archives.ubuntu]\nsuites = ['jammy']\n\
                     [archives.vendor]\nsnapshot-service = 'm.example'\nurl = 'http://m.example'\nkey = 'http://m.example/k'\n\
                     fingerprints = ['8507EFA5']\n";
-        insta::assert_snapshot!(overlaid(text).unwrap_err().to_string(), @"");
+        insta::assert_snapshot!(overlaid(text).unwrap_err().to_string(), @r"
+        o/overlay.toml:2: unknown key `suite`
+          hint: known keys: schema, archives
+        o/overlay.toml:3: the recipe has no archive `ubunut`
+          hint: did you mean `ubuntu`?
+        o/overlay.toml:5: `archives.ubuntu` changes nothing
+          hint: give it a `url`, a `snapshot-service`, or a `key` with its `fingerprints`
+        o/overlay.toml:6: unknown key `suites` in `archives.ubuntu`
+          hint: known keys: url, snapshot-service, key, fingerprints, origin
+        o/overlay.toml:8: `m.example` is not an http(s) URL
+          hint: write the whole address
+        o/overlay.toml:8: the recipe's archive `vendor` is no snapshot
+          hint: give its `url`, the part before /dists
+        o/overlay.toml:9: `url` and `snapshot-service` exclude each other
+          hint: remove one of them
+        o/overlay.toml:10: the key would come over an unprotected connection: `http://m.example/k`
+          hint: give an https URL, or the path of a file
+        o/overlay.toml:11: `8507EFA5` is not a full fingerprint
+          hint: give all 40 hexadecimal digits: a short key id can be forged
+        ");
         let told = overlaid("schema = 1\n").unwrap_err().to_string();
         assert!(told.contains("changes no archive"), "{told}");
         let told =
