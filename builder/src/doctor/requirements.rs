@@ -15,7 +15,9 @@ pub enum Purpose {
     Bake,
     /// `pgkiln lab` and `pgkiln demo`.
     Lab,
-    /// `cargo selftest`.
+    /// `pgkiln lab --engine qemu`.
+    Machines,
+    /// `cargo selftest`, beside the others.
     Tests,
 }
 
@@ -25,6 +27,7 @@ impl Purpose {
         match self {
             Self::Bake => "bake",
             Self::Lab => "lab",
+            Self::Machines => "machines",
             Self::Tests => "tests",
         }
     }
@@ -127,7 +130,7 @@ fn gigabytes(
 
 /// Everything pgkiln needs from a host, in the order a reader would fix it.
 pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
-    use Purpose::{Bake, Lab, Tests};
+    use Purpose::{Bake, Lab, Machines, Tests};
     let cache = cache_dir.to_owned();
     let modules = "use a kernel that has it; Debian's and Ubuntu's stock kernels do";
     vec![
@@ -207,12 +210,14 @@ pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
             host::available_memory,
             "end other programs, or use a larger machine",
         ),
+        tool(Machines, &table::QEMU),
+        tool(Machines, &table::QEMU_IMG),
+        tool(Machines, &table::XORRISO),
+        tool(Machines, &table::SSH),
+        file(Machines, "UEFI firmware", "booting disks as machines", "/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
         tool(Tests, &table::MMDEBSTRAP),
         tool(Tests, &table::STRACE),
         tool(Tests, &table::PSQL),
         tool(Tests, &table::NFT),
-        tool(Tests, &table::QEMU),
-        tool(Tests, &table::XORRISO),
-        file(Tests, "UEFI firmware", "booting baked disks in tests", "/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
     ]
 }

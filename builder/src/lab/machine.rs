@@ -69,6 +69,6 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         let (accel, bus) = (Accel::default(), Bus::default());
-        Self { accel, memory_mib: 2048, cpus: 2, bus, disk_gib: 16, secure_boot: false }
+        Self { accel, memory_mib: 2048, cpus: 1, bus, disk_gib: 16, secure_boot: false }
     }
 }

@@ -16,11 +16,8 @@ use super::machine::{Accel, Machine};
 use super::net;
 use crate::cluster;
 use crate::problem::Problem;
-use crate::tool::{Cmd, Tool, table};
+use crate::tool::{Cmd, table};
 
-/// Layers a node's disk over the image.
-const QEMU_IMG: Tool =
-    Tool { name: "qemu-img", package: "qemu-utils", minimum: None, why: "disks of the lab's machines" };
 const FIRMWARE: &str = "/usr/share/OVMF";
 /// QEMU's answer to a question.
 const QMP_LIMIT: Duration = Duration::from_secs(5);
@@ -35,7 +32,7 @@ pub(super) fn prepare(options: &Options, index: usize) -> anyhow::Result<()> {
     let image = Disk::read(&options.image)?;
     let size = image.size.max(u64::from(options.machine.disk_gib) << 30);
     let base = format!("backing_file={},backing_fmt={}", options.image.display(), image.format);
-    Cmd::new(&QEMU_IMG)
+    Cmd::new(&table::QEMU_IMG)
         .args(["create", "-q", "-f", "qcow2", "-o", &base])
         .arg(place.disk())
         .arg(size.to_string())
@@ -148,7 +145,7 @@ struct Disk {
 
 impl Disk {
     fn read(image: &Path) -> anyhow::Result<Self> {
-        let text = Cmd::new(&QEMU_IMG).args(["info", "--output=json"]).arg(image).text()?;
+        let text = Cmd::new(&table::QEMU_IMG).args(["info", "--output=json"]).arg(image).text()?;
         let disk: Self = serde_json::from_str(&text).context("reading qemu-img's answer")?;
         // Raw is what it says of anything.
         let partitioned = disk.format != "raw" || has_partitions(image)?;
@@ -193,5 +190,56 @@ impl Place {
 
     fn control(&self) -> PathBuf {
         self.0.join("qmp.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lab() -> Options {
+        let mut lab = Options::new("orders", "/", "10.0.0.0/24".parse().unwrap());
+        lab.state_dir = tempfile::tempdir().unwrap().keep();
+        lab = lab.node("pg-1", "10.0.0.11".parse().unwrap(), None);
+        fs_err::create_dir_all(lab.node_dir("pg-1")).unwrap();
+        lab
+    }
+
+    #[test]
+    fn only_a_partitioned_disk_is_booted() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        for (at, good) in [(512, true), (4096, true), (0, false), (1024, false)] {
+            let mut bytes = vec![0; 8192];
+            bytes[at..at + 8].copy_from_slice(b"EFI PART");
+            fs_err::write(&image, bytes).unwrap();
+            assert_eq!(has_partitions(&image).unwrap(), good, "signature at {at}");
+        }
+        fs_err::write(&image, "short").unwrap();
+        assert!(!has_partitions(&image).unwrap());
+    }
+
+    #[test]
+    fn a_node_keeps_its_network_address() {
+        let lab = lab();
+        let first = mac(&lab, 0).unwrap();
+        assert_eq!(first, mac(&lab, 0).unwrap());
+        assert!(first.starts_with("52:54:00:") && first.len() == 17, "{first}");
+        fs_err::remove_dir_all(&lab.state_dir).unwrap();
+    }
+
+    #[test]
+    fn firmware_that_checks_signatures_has_keys_and_guards_them() {
+        let line = |secure_boot| {
+            let wanted = Machine { secure_boot, ..Machine::default() };
+            machine(&wanted, Path::new(variables(&wanted))).command_line()
+        };
+        let (plain, secure) = (line(false), line(true));
+        assert!(secure.contains("secboot.fd") && secure.contains("smm=on") && secure.contains("VARS_4M.snakeoil.fd"));
+        assert!(secure.contains("property=secure,value=on"), "{secure}");
+        assert!(
+            !plain.contains("secboot") && plain.contains("smm=off") && plain.contains("OVMF_VARS_4M.fd"),
+            "{plain}"
+        );
     }
 }

@@ -56,3 +56,18 @@ impl Door {
             .arg(words.join(" "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_reach_the_node_as_they_are() {
+        let door = Door { address: "10.0.0.11".parse().unwrap(), key: "/k".into(), socket: "/s".into() };
+        let argv = ["psql", "-c", "select 'a b'"].map(str::to_owned);
+        // Quoted once for the node's shell, and once more for whoever pastes the line.
+        let line = door.command(&argv, false).command_line();
+        assert!(line.contains(&shell_quoted(&format!("psql -c {}", shell_quoted("select 'a b'")))), "{line}");
+        assert!(line.contains(" -T -i /k root@10.0.0.11 -- "), "{line}");
+    }
+}

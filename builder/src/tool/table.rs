@@ -77,12 +77,15 @@ pub const STRACE: Tool =
 /// Asks a cluster as any client would.
 pub const PSQL: Tool =
     Tool { name: "psql", package: "postgresql-client", minimum: None, why: "talking to a test cluster as a client" };
+/// Layers a machine's disk over an image.
+pub const QEMU_IMG: Tool =
+    Tool { name: "qemu-img", package: "qemu-utils", minimum: None, why: "disks of the lab's machines" };
 /// Boots baked disks.
 pub const QEMU: Tool = Tool {
     name: "qemu-system-x86_64",
     package: "qemu-system-x86",
     minimum: Some(("7.2", &["--version"])),
-    why: "booting baked disks in tests",
+    why: "booting disks as machines",
 };
 /// Copies disks without filling their holes.
 pub const CP: Tool = Tool { name: "cp", package: "coreutils", minimum: None, why: "copying disks" };
