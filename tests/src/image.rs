@@ -29,18 +29,8 @@ pub const HAPROXY_VARIABLE: &str = "PGKILN_TEST_HAPROXY";
 
 /// Bakes `debian-13`; everything that did not change comes from the cache. The root image and the tree it was made from.
 pub fn bake(ui: &Ui) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let options = bake::Options {
-        image: workspace::image("debian-13"),
-        tools: workspace::image("tools"),
-        out: workspace::root().join("target/selftest/debian-13"),
-        agent: None,
-        fresh: false,
-        formats: None,
-        secure_boot: None,
-        relock: true,
-        from: None,
-        overrides: Default::default(),
-    };
+    let out = workspace::root().join("target/selftest/debian-13");
+    let options = bake::Options { relock: true, ..bake::Options::new(workspace::image("debian-13"), out) };
     let baked = bake::bake(&options, ui).context("baking the image the tests boot")?;
     if baked.relocked {
         ui.warn("the archive no longer has every locked package; newer ones were taken, for this run only");

@@ -259,18 +259,8 @@ fn scripts_have_no_network_no_host_name_and_die_with_us() -> Result {
 fn bake(cache: &Cache, out: &Path, fresh: bool) -> Result<Baked> {
     let agent = out.with_extension("agent");
     fs_err::write(&agent, "#!/bin/sh\n")?;
-    let options = Options {
-        image: workspace::image("debian-13"),
-        tools: workspace::image("tools"),
-        out: out.to_owned(),
-        agent: Some(agent),
-        fresh,
-        formats: None,
-        secure_boot: None,
-        relock: true,
-        from: None,
-        overrides: Default::default(),
-    };
+    let options =
+        Options { agent: Some(agent), fresh, relock: true, ..Options::new(workspace::image("debian-13"), out) };
     bake::bake(&options, &Ui::silent(cache.root().to_owned()))
 }
 

@@ -44,17 +44,12 @@ fn baked(dir: &Path, keys: Option<Keys>) -> Result<Option<PathBuf>> {
     if image::baked().is_none() {
         return Ok(None);
     }
+    let out = workspace::root().join("target/selftest/debian-13-disk");
     let options = bake::Options {
-        image: workspace::image("debian-13"),
-        tools: workspace::image("tools"),
-        out: workspace::root().join("target/selftest/debian-13-disk"),
-        agent: None,
-        fresh: false,
         formats: Some(vec![Format::Raw]),
         secure_boot: keys,
         relock: true,
-        from: None,
-        overrides: pgkiln::image::Overrides::default(),
+        ..bake::Options::new(workspace::image("debian-13"), out)
     };
     let baked = bake::bake(&options, &Ui::silent(default_cache_dir()))?;
     let raw = baked.outputs.iter().find(|path| path.extension().is_some_and(|extension| extension == "raw"));

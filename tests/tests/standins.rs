@@ -50,18 +50,8 @@ impl Place {
     }
 
     fn bake(&self, recipe: &Recipe, overrides: Overrides) -> anyhow::Result<bake::Baked> {
-        let options = bake::Options {
-            image: workspace::image(recipe.name),
-            tools: workspace::image("tools"),
-            out: self.work.path().join(recipe.name),
-            agent: None,
-            fresh: false,
-            relock: false,
-            formats: None,
-            secure_boot: None,
-            from: None,
-            overrides,
-        };
+        let out = self.work.path().join(recipe.name);
+        let options = bake::Options { overrides, ..bake::Options::new(workspace::image(recipe.name), out) };
         bake::bake(&options, &self.ui)
     }
 }

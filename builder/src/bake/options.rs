@@ -37,6 +37,23 @@ pub struct Options {
 }
 
 impl Options {
+    /// Bakes the recipe in `image` into `out`, with the tools beside it, from the network, as the recipe says.
+    pub fn new(image: impl Into<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        let image = image.into();
+        Self {
+            tools: image.with_file_name("tools"),
+            image,
+            out: out.into(),
+            agent: None,
+            fresh: false,
+            relock: false,
+            formats: None,
+            secure_boot: None,
+            from: None,
+            overrides: Overrides::default(),
+        }
+    }
+
     /// The image's recipe and the tools', each with its lock; refused if this machine cannot run what they install.
     pub(super) fn recipes(&self) -> anyhow::Result<[Recipe<Locked>; 2]> {
         let image = Recipe::load_with(&self.image, &self.overrides)?.locked()?;

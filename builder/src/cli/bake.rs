@@ -82,10 +82,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     }
     let pair = args.secure_boot_key.zip(args.secure_boot_cert);
     let keys = pair.map(|(key, certificate)| Keys { key, certificate });
-    let options = bake::Options {
-        tools: args.tools.unwrap_or_else(|| args.image.with_file_name("tools")),
-        out: args.out.unwrap_or_else(|| PathBuf::from("out").join(name)),
-        image: args.image,
+    let mut options = bake::Options {
         agent: args.agent,
         formats: formats(&args.format),
         secure_boot: keys,
@@ -93,7 +90,9 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         relock: args.relock,
         from: args.from,
         overrides: args.beside.into(),
+        ..bake::Options::new(args.image, args.out.unwrap_or_else(|| PathBuf::from("out").join(name)))
     };
+    options.tools = args.tools.unwrap_or(options.tools);
     let baked = bake::bake(&options, ui)?;
     if baked.relocked {
         ui.warn("the archive no longer has every locked package: newer ones were taken");

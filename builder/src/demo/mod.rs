@@ -163,18 +163,8 @@ pub fn run(options: &Options, ui: &Ui) -> anyhow::Result<Outcome> {
 }
 
 fn bake_options(image: &Path, ui: &Ui) -> bake::Options {
-    bake::Options {
-        image: image.to_owned(),
-        tools: image.with_file_name("tools"),
-        out: ui.cache_dir().join("demo").join(image.file_name().unwrap_or_default()),
-        agent: None,
-        fresh: false,
-        formats: Some(vec![Format::Tree]),
-        secure_boot: None,
-        relock: true,
-        from: None,
-        overrides: Default::default(),
-    }
+    let out = ui.cache_dir().join("demo").join(image.file_name().unwrap_or_default());
+    bake::Options { formats: Some(vec![Format::Tree]), relock: true, ..bake::Options::new(image, out) }
 }
 
 /// Seconds with as many digits as were measured.

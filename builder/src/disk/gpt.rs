@@ -95,28 +95,30 @@ pub fn read(disk: &Path) -> anyhow::Result<Table> {
         if crc(&header) != sum || size != ENTRY || count > 1024 {
             return Err(bad("the header of its partition table was altered").into());
         }
-        let entries = read(u64_at(&header, 72) * sector, count * size).context("reading the partition table")?;
+        let place = u64_at(&header, 72).checked_mul(sector).ok_or_else(|| bad("its partition table is nowhere"))?;
+        let entries = read(place, count * size).context("reading the partition table")?;
         if crc(&entries) != entries_sum {
             return Err(bad("its partition table was altered").into());
         }
         let used = entries.chunks(ENTRY).filter(|entry| entry[..16] != [0; 16]);
-        let partitions = used.map(|entry| partition(entry, sector)).collect();
+        let partitions: Option<Vec<_>> = used.map(|entry| partition(entry, sector)).collect();
+        let partitions = partitions.ok_or_else(|| bad("a partition of it ends before it begins, or nowhere"))?;
         return Ok(Table { uuid: uuid_at(&header, 56), sector, partitions });
     }
     Err(bad("it has no partition table").into())
 }
 
-fn partition(entry: &[u8], sector: u64) -> Partition {
+fn partition(entry: &[u8], sector: u64) -> Option<Partition> {
     let (first, last) = (u64_at(entry, 32), u64_at(entry, 40));
     let units = entry[56..128].chunks(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
     let label: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
-    Partition {
+    Some(Partition {
         kind: Kind::of(uuid_at(entry, 0)),
         uuid: uuid_at(entry, 16),
         label: String::from_utf16_lossy(&label),
-        offset: first * sector,
-        bytes: (last + 1).saturating_sub(first) * sector,
-    }
+        offset: first.checked_mul(sector)?,
+        bytes: last.checked_add(1)?.checked_sub(first)?.checked_mul(sector)?,
+    })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -135,4 +137,41 @@ fn crc(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
     crc.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table with one entry and right sums, as somebody would write it who wants to be believed.
+    fn table(entries_at: u64, first: u64, last: u64) -> anyhow::Result<Table> {
+        let mut entry = [0; ENTRY];
+        entry[0] = 1;
+        entry[32..40].copy_from_slice(&first.to_le_bytes());
+        entry[40..48].copy_from_slice(&last.to_le_bytes());
+        let mut header = [0; HEADER];
+        header[..8].copy_from_slice(b"EFI PART");
+        header[72..80].copy_from_slice(&entries_at.to_le_bytes());
+        header[80] = 1;
+        header[84] = ENTRY as u8;
+        header[88..92].copy_from_slice(&crc(&entry).to_le_bytes());
+        let sum = crc(&header);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        let disk = tempfile::NamedTempFile::new()?;
+        disk.as_file().write_all_at(&header, 512)?;
+        disk.as_file().write_all_at(&entry, 1024)?;
+        read(disk.path())
+    }
+
+    #[test]
+    fn numbers_that_lead_nowhere_are_refused_and_not_computed_with() {
+        let good = table(2, 40, 47).unwrap().partitions;
+        assert_eq!((good[0].offset, good[0].bytes), (40 * 512, 8 * 512));
+        for (entries_at, first, last) in
+            [(u64::MAX, 40, 47), (2, 47, 40), (2, 0, u64::MAX), (2, u64::MAX / 2, u64::MAX - 1)]
+        {
+            let told = format!("{:#}", table(entries_at, first, last).unwrap_err());
+            assert!(told.contains("nowhere"), "{told}");
+        }
+    }
 }

@@ -37,8 +37,8 @@ pub(super) fn sign(work: &Work<'_>, keys: &Keys, name: &str) -> anyhow::Result<P
         let remedy = "give an RSA key as PEM (PKCS #8) without passphrase: `openssl pkcs8 -topk8 -nocrypt -in KEY`";
         Problem::new(format!("not a private key: {error}"), keys.key.display().to_string(), remedy)
     })?;
-    // Where no other program of this user may look, for as long as sbsign reads them.
-    let private = tempfile::tempdir()?;
+    // Beside what other tools see, for as long as sbsign reads them; should we be killed, the next bake sweeps it.
+    let private = tempfile::tempdir_in(work.dir.parent().context("path of the bake's directory")?)?;
     fs_err::copy(&keys.key, private.path().join("key"))?;
     fs_err::copy(&keys.certificate, private.path().join("certificate"))?;
     let signed = format!("{name}.signed");

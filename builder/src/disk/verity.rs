@@ -62,6 +62,8 @@ pub fn recompute(disk: &File, data: u64, hashes: u64) -> anyhow::Result<Recomput
     let known = head.starts_with(b"verity\0\0") && head[32..64].starts_with(b"sha256\0");
     anyhow::ensure!(known, "there is no hash tree with SHA-256");
     let blocks = u64::from_le_bytes(std::array::from_fn(|n| head[72 + n]));
+    let room = disk.metadata()?.len().saturating_sub(data) / BLOCK as u64;
+    anyhow::ensure!((1..=room).contains(&blocks), "the hash tree says it is of {blocks} blocks, the disk has {room}");
     let salt_length = usize::from(u16::from_le_bytes([head[80], head[81]]));
     let salt = head.get(88..88 + salt_length).context("the hash tree's salt is too long")?;
     let hash = |block: &[u8]| {

@@ -25,11 +25,15 @@ pub(super) fn settle(wanted: Accel, image: &Path) -> Accel {
     }
     let works = match fs_err::read_to_string(ANSWER) {
         Ok(answer) => answer.trim() == "works",
-        Err(_) => {
-            let works = boots(image).unwrap_or(false);
-            let _ = fs_err::write(ANSWER, if works { "works\n" } else { "hangs\n" });
-            works
-        }
+        Err(_) => match boots(image) {
+            Ok(works) => {
+                // Forgotten, it is found out again.
+                let _ = fs_err::write(ANSWER, if works { "works\n" } else { "hangs\n" });
+                works
+            }
+            // Nothing was tried, so nothing is known: the next lab asks again.
+            Err(_) => false,
+        },
     };
     if works { Accel::Kvm } else { Accel::Tcg }
 }
@@ -37,7 +41,8 @@ pub(super) fn settle(wanted: Accel, image: &Path) -> Accel {
 fn boots(image: &Path) -> anyhow::Result<bool> {
     let (mut console, output) = std::io::pipe()?;
     let errors = output.try_clone()?;
-    let mut running = qemu::probe(image)?.spawn(output.into(), errors.into())?;
+    let scratch = tempfile::tempdir()?;
+    let mut running = qemu::probe(image, scratch.path())?.spawn(output.into(), errors.into())?;
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
         let (mut seen, mut buffer) = (String::new(), [0; 4096]);

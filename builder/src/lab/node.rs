@@ -240,10 +240,12 @@ impl Node {
             let mut state = self.lock();
             let Some(process) = state.process else { return Ok(()) };
             self.change(&mut state, NodeState::Stopping);
-            match self.engine {
-                Engine::Nspawn => signal::kill(process, Signal::SIGTERM).context("asking the node to power off")?,
-                Engine::Qemu => qemu::power_off(&self.dir)?,
+            if self.engine == Engine::Nspawn {
+                signal::kill(process, Signal::SIGTERM).context("asking the node to power off")?;
             }
+        }
+        if self.engine == Engine::Qemu {
+            self.ask_again()?;
         }
         let deadline = Instant::now() + limit;
         while !self.wait_until_off(ASK_AGAIN.min(deadline.saturating_duration_since(Instant::now()))) {

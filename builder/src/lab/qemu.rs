@@ -4,6 +4,7 @@
 //! is a `cidata` volume, as a person would attach it. Console: the serial port. Power button: QMP.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,18 +32,43 @@ pub(super) fn prepare(options: &Options, index: usize) -> anyhow::Result<()> {
     }
     let image = Disk::read(&options.image)?;
     let size = image.size.max(u64::from(options.machine.disk_gib) << 30);
-    let base = format!("backing_file={},backing_fmt={}", options.image.display(), image.format);
-    Cmd::new(&table::QEMU_IMG)
-        .args(["create", "-q", "-f", "qcow2", "-o", &base])
-        .arg(place.disk())
-        .arg(size.to_string())
-        .run()?;
     let variables = Path::new(FIRMWARE).join(variables(&options.machine));
     fs_err::copy(variables, place.variables())?;
     if let Some(seed) = &node.seed_dir {
         cluster::write_cidata(seed, &place.seed())?;
     }
-    Ok(())
+    fs_err::write(place.base(), identity(&options.image)?)?;
+    // Last: a disk that is there says that everything is.
+    let base = format!("backing_file={},backing_fmt={}", escaped(&options.image), image.format);
+    let create = Cmd::new(&table::QEMU_IMG).args(["create", "-q", "-f", "qcow2", "-o", &base]);
+    create.arg(place.disk()).arg(size.to_string()).run()
+}
+
+/// Refuses a disk whose image is another one by now: a layer over other bytes is rubbish.
+fn check_base(place: &Place, image: &Path) -> anyhow::Result<()> {
+    let was = fs_err::read_to_string(place.base())?;
+    if was == identity(image)? {
+        return Ok(());
+    }
+    Err(Problem::new(
+        "the image has changed since this node's disk was made as a layer over it",
+        image.display().to_string(),
+        "put the old image back, or begin anew: `pgkiln lab down`, without --keep-data",
+    )
+    .into())
+}
+
+/// Tells one image file from the next of the same name.
+fn identity(image: &Path) -> anyhow::Result<String> {
+    let meta = fs_err::metadata(image)?;
+    let (bytes, inode) = (meta.len(), meta.ino());
+    // The clock of a file system has steps of milliseconds: time alone would miss a quick exchange.
+    Ok(format!("{bytes} bytes, inode {inode}, written at {}.{:09}\n", meta.mtime(), meta.mtime_nsec()))
+}
+
+/// A path within a list that QEMU takes apart at commas.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 /// Becomes the node's QEMU.
@@ -51,12 +77,13 @@ pub(super) fn run(options: &Options, index: usize) -> anyhow::Result<()> {
     let port = options.bridge_port(index);
     net::add_tap(&port)?;
     let place = Place(options.node_dir(slot));
+    check_base(&place, &options.image)?;
     let mut cmd = machine(&options.machine, &place.variables())
         .args(["-uuid", &options.machine_id(slot)?.to_string()])
         .arg("-qmp")
-        .arg(format!("unix:{},server=on,wait=off", place.control().display()))
+        .arg(format!("unix:{},server=on,wait=off", escaped(&place.control())))
         .arg("-drive")
-        .arg(format!("if=none,id=disk,format=qcow2,file={}", place.disk().display()))
+        .arg(format!("if=none,id=disk,format=qcow2,file={}", escaped(&place.disk())))
         .args(["-device", &options.machine.bus.device("disk")])
         .arg("-netdev")
         .arg(format!("tap,id=net,ifname={port},script=no,downscript=no"))
@@ -65,21 +92,22 @@ pub(super) fn run(options: &Options, index: usize) -> anyhow::Result<()> {
     if place.seed().exists() {
         cmd = cmd
             .arg("-drive")
-            .arg(format!("if=none,id=seed,format=raw,readonly=on,file={}", place.seed().display()))
+            .arg(format!("if=none,id=seed,format=raw,readonly=on,file={}", escaped(&place.seed())))
             .args(["-device", "virtio-blk-pci,drive=seed,serial=seed"]);
     }
     Err(cmd.exec())
 }
 
-/// A machine that forgets everything, with KVM: see `accel`.
-pub(super) fn probe(image: &Path) -> anyhow::Result<Cmd> {
+/// A machine that forgets everything, with KVM: see `accel`. It needs the empty directory `scratch` for as long as it runs.
+pub(super) fn probe(image: &Path, scratch: &Path) -> anyhow::Result<Cmd> {
     let machine = Machine { accel: Accel::Kvm, cpus: 1, ..Machine::default() };
     let format = Disk::read(image)?.format;
-    let variables = Path::new(FIRMWARE).join(variables(&machine));
-    Ok(self::machine(&machine, &variables)
+    let place = Place(scratch.to_owned());
+    fs_err::copy(Path::new(FIRMWARE).join(variables(&machine)), place.variables())?;
+    Ok(self::machine(&machine, &place.variables())
         .arg("-snapshot")
         .arg("-drive")
-        .arg(format!("if=none,id=disk,format={format},file={}", image.display()))
+        .arg(format!("if=none,id=disk,format={format},file={}", escaped(image)))
         .args(["-device", &machine.bus.device("disk")]))
 }
 
@@ -121,7 +149,7 @@ fn machine(machine: &Machine, variables: &Path) -> Cmd {
     let cmd = cmd.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={FIRMWARE}/{code}"));
     let cmd =
         if machine.secure_boot { cmd.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]) } else { cmd };
-    cmd.arg("-drive").arg(format!("if=pflash,format=raw,file={}", variables.display()))
+    cmd.arg("-drive").arg(format!("if=pflash,format=raw,file={}", escaped(variables)))
 }
 
 fn variables(machine: &Machine) -> &'static str {
@@ -180,6 +208,10 @@ impl Place {
         self.0.join("disk.qcow2")
     }
 
+    fn base(&self) -> PathBuf {
+        self.0.join("image")
+    }
+
     fn variables(&self) -> PathBuf {
         self.0.join("firmware-variables.fd")
     }
@@ -217,6 +249,21 @@ mod tests {
         }
         fs_err::write(&image, "short").unwrap();
         assert!(!has_partitions(&image).unwrap());
+    }
+
+    #[test]
+    fn a_disk_over_another_image_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, image) = (Place(dir.path().to_owned()), dir.path().join("disk.raw"));
+        fs_err::write(&image, "one").unwrap();
+        fs_err::write(place.base(), identity(&image).unwrap()).unwrap();
+        check_base(&place, &image).unwrap();
+        let next = dir.path().join("next");
+        fs_err::write(&next, "two").unwrap();
+        fs_err::rename(next, &image).unwrap();
+        let told = check_base(&place, &image).unwrap_err().to_string();
+        assert!(told.contains("the image has changed") && told.contains("begin anew"), "{told}");
+        assert_eq!(escaped(Path::new("/a,b/c")), "/a,,b/c");
     }
 
     #[test]

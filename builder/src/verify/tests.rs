@@ -71,6 +71,12 @@ fn the_root_hash_is_that_of_the_data() {
     file.write_all_at(&[1], hashes + 9000).unwrap();
     let damaged = verity::recompute(&file, 4096, hashes).unwrap();
     assert!(!damaged.tree_matches && damaged.root_hash == found.root_hash);
+    for wrong in [0, u64::MAX, 1 << 30] {
+        file.write_all_at(&wrong.to_le_bytes(), hashes + 72).unwrap();
+        let told = verity::recompute(&file, 4096, hashes).unwrap_err().to_string();
+        assert!(told.contains(&format!("of {wrong} blocks")), "{told}");
+    }
+    file.write_all_at(&blocks.to_le_bytes(), hashes + 72).unwrap();
     file.write_all_at(&[99], 4096 + 4097).unwrap();
     assert_ne!(verity::recompute(&file, 4096, hashes).unwrap().root_hash, found.root_hash);
 }

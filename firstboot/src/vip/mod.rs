@@ -191,12 +191,10 @@ impl Keeper {
         }
     }
 
+    /// All at once: however many are silent, the answer takes no longer than one of them, and what the check is told stays fresh.
     async fn ask_peers(&self) -> Vec<(String, Result<Option<VipStatus>, String>)> {
-        let mut said = Vec::new();
-        for peer in &self.peers {
-            said.push((peer.slot.clone(), peer.ask().await));
-        }
-        said
+        let asked = self.peers.iter().cloned().map(|peer| async move { (peer.slot.clone(), peer.ask().await) });
+        asked.collect::<tokio::task::JoinSet<_>>().join_all().await
     }
 
     async fn remove(&self) {

@@ -72,7 +72,7 @@ pub(super) fn judge(address: IpAddr, mac: &str, said: &[(String, Result<Option<V
 }
 
 /// Another node that may hold the address.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) slot: String,
     http: reqwest::Client,

@@ -28,16 +28,10 @@ fn main() -> anyhow::Result<()> {
     fs_err::write(&agent, "#!/bin/sh\n")?;
     let ui = Ui::silent(cache.root().to_owned());
     let options = |fresh| Options {
-        image: workspace::image("debian-13"),
-        tools: workspace::image("tools"),
-        out: work.path().join("out"),
         agent: Some(agent.clone()),
         fresh,
-        formats: None,
-        secure_boot: None,
         relock: true,
-        from: None,
-        overrides: Default::default(),
+        ..Options::new(workspace::image("debian-13"), work.path().join("out"))
     };
     // The first one also makes the tool tree, which is not measured.
     let baked = bake::bake(&options(false), &ui)?;

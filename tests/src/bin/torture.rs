@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use pgkiln_tests::crash::Sweep;
 use pgkiln_tests::plot::median;
@@ -80,7 +80,8 @@ impl Ledger {
         let path = workspace::root().join("target/torture").join(format!("{name}.json"));
         fs_err::create_dir_all(workspace::root().join("target/torture"))?;
         let kept = match fs_err::read(&path) {
-            Ok(bytes) if !fresh => serde_json::from_slice(&bytes)?,
+            Ok(bytes) if !fresh => serde_json::from_slice(&bytes)
+                .with_context(|| format!("{}: not this version's; --fresh begins anew", path.display()))?,
             _ => Self::default(),
         };
         Ok(Self { path, ..kept })
