@@ -9,18 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use base64::Engine as _;
-use pgkiln::tool::{Cmd, Running, Tool, table};
+use pgkiln::lab;
+use pgkiln::tool::{Cmd, Running, table};
 
-const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
-/// Firmware that enforces Secure Boot, and its memory with a test key in it, of the same package.
-const SECURE_FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
-const SECURE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd";
-/// The certificate of that key.
+/// The certificate of the test key in the memory of firmware that enforces Secure Boot (package ovmf).
 pub const SECURE_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
 const SECURE_KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
 const SECURE_PASSPHRASE: &str = "pass:snakeoil";
-const OPENSSL: Tool = Tool { name: "openssl", package: "openssl", minimum: None, why: "reading a test key" };
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A machine that is off: what is in it.
@@ -29,21 +24,22 @@ pub struct Machine {
     disk: PathBuf,
     seed: Option<PathBuf>,
     probe: Option<String>,
-    secure: bool,
+    board: lab::Machine,
 }
 
 impl Machine {
     /// A machine with the raw image `disk`; its console and the firmware's memory are kept in `dir`.
     pub fn new(dir: &Path, disk: &Path) -> anyhow::Result<Self> {
         fs_err::create_dir_all(dir)?;
-        fs_err::copy(VARIABLES, dir.join("variables.fd"))?;
-        Ok(Self { dir: dir.to_owned(), disk: disk.to_owned(), seed: None, probe: None, secure: false })
+        let board = lab::Machine { accel: lab::Accel::Tcg, memory_mib: 1024, cpus: 1, ..lab::Machine::default() };
+        fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
+        Ok(Self { dir: dir.to_owned(), disk: disk.to_owned(), seed: None, probe: None, board })
     }
 
     /// With firmware that starts only what [`secure_key`] has signed.
     pub fn secure(mut self) -> anyhow::Result<Self> {
-        fs_err::copy(SECURE_VARIABLES, self.dir.join("variables.fd"))?;
-        self.secure = true;
+        self.board.secure_boot = true;
+        fs_err::copy(lab::variables(&self.board), self.dir.join("variables.fd"))?;
         Ok(self)
     }
 
@@ -67,37 +63,17 @@ impl Machine {
         let console = self.dir.join("console");
         fs_err::write(&console, "")?;
         let log = fs_err::File::create(self.dir.join("qemu.log"))?.into_parts().0;
-        let firmware = if self.secure { SECURE_FIRMWARE } else { FIRMWARE };
         let drive =
             |name: &str, file: &Path, more: &str| format!("file={},if=none,format=raw,id={name}{more}", file.display());
-        let mut cmd = Cmd::new(&table::QEMU)
-            .args([
-                "-machine",
-                if self.secure { "q35,smm=on" } else { "q35" },
-                "-accel",
-                "tcg,thread=multi",
-                "-cpu",
-                "max",
-                "-smp",
-                "1",
-                "-m",
-                "1024",
-            ])
-            .args(["-nodefaults", "-display", "none", "-no-reboot"])
-            .arg("-drive")
-            .arg(format!("if=pflash,format=raw,readonly=on,file={firmware}"))
-            .arg("-drive")
-            .arg(format!("if=pflash,format=raw,file={}", self.dir.join("variables.fd").display()))
+        let mut cmd = lab::board(&self.board, &self.dir.join("variables.fd"))
+            .arg("-no-reboot")
             .arg("-drive")
             .arg(drive("root", &self.disk, ",cache=unsafe"))
-            .args(["-device", "virtio-blk-pci,drive=root,serial=DISK1,bootindex=1", "-device", "virtio-rng-pci"])
+            .args(["-device", "virtio-blk-pci,drive=root,serial=DISK1,bootindex=1"])
             // Restricted: nothing of the machine's reaches a network.
             .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()));
-        if self.secure {
-            cmd = cmd.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
-        }
         if let Some(seed) = &self.seed {
             cmd = cmd.arg("-drive").arg(drive("seed", seed, ",readonly=on"));
             cmd = cmd.args(["-device", "virtio-blk-pci,drive=seed"]);
@@ -176,7 +152,7 @@ fn tail(text: &str) -> String {
 /// Writes the key that [`Machine::secure`] believes.
 pub fn secure_key(to: &Path) -> anyhow::Result<()> {
     let from = ["pkcs8", "-topk8", "-nocrypt", "-passin", SECURE_PASSPHRASE, "-in", SECURE_KEY];
-    Cmd::new(&OPENSSL).args(from).arg("-out").arg(to).run()
+    Cmd::new(&table::OPENSSL).args(from).arg("-out").arg(to).run()
 }
 
 /// A copy of a raw image that keeps its holes, grown to `bytes`: what an operator's virtual disk is.

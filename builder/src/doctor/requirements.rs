@@ -219,5 +219,6 @@ pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
         tool(Tests, &table::STRACE),
         tool(Tests, &table::PSQL),
         tool(Tests, &table::NFT),
+        tool(Tests, &table::OPENSSL),
     ]
 }

@@ -46,6 +46,7 @@ pub use client::Lab;
 pub use config::{Engine, NodeOptions, Options, Publish};
 pub use exec::ExecOutput;
 pub use machine::{Accel, Bus, Machine};
+pub use qemu::{board, variables};
 pub use registry::names;
 pub use status::{NodeState, NodeStatus, Published, Status};
 

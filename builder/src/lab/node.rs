@@ -186,10 +186,10 @@ impl Node {
     fn wait_for_init(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            // A machine runs from the moment it has power; how far it has come only its console says.
+            // A machine runs from the moment QEMU takes commands; how far it has come only its console says.
             let found = match self.engine {
                 Engine::Nspawn => nspawn::find_init(&self.cgroup),
-                Engine::Qemu => cgroup::processes(&self.cgroup).first().copied(),
+                Engine::Qemu => qemu::find(&self.cgroup, &self.dir),
             };
             let mut state = self.lock();
             if state.is == NodeState::Off {

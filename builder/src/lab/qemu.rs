@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::config::Options;
 use super::machine::{Accel, Machine};
-use super::net;
+use super::{cgroup, net};
 use crate::cluster;
 use crate::problem::Problem;
 use crate::tool::{Cmd, table};
@@ -32,8 +32,7 @@ pub(super) fn prepare(options: &Options, index: usize) -> anyhow::Result<()> {
     }
     let image = Disk::read(&options.image)?;
     let size = image.size.max(u64::from(options.machine.disk_gib) << 30);
-    let variables = Path::new(FIRMWARE).join(variables(&options.machine));
-    fs_err::copy(variables, place.variables())?;
+    fs_err::copy(variables(&options.machine), place.variables())?;
     if let Some(seed) = &node.seed_dir {
         cluster::write_cidata(seed, &place.seed())?;
     }
@@ -103,12 +102,18 @@ pub(super) fn probe(image: &Path, scratch: &Path) -> anyhow::Result<Cmd> {
     let machine = Machine { accel: Accel::Kvm, cpus: 1, ..Machine::default() };
     let format = Disk::read(image)?.format;
     let place = Place(scratch.to_owned());
-    fs_err::copy(Path::new(FIRMWARE).join(variables(&machine)), place.variables())?;
+    fs_err::copy(variables(&machine), place.variables())?;
     Ok(self::machine(&machine, &place.variables())
         .arg("-snapshot")
         .arg("-drive")
         .arg(format!("if=none,id=disk,format={format},file={}", escaped(image)))
         .args(["-device", &machine.bus.device("disk")]))
+}
+
+/// QEMU of the node in `dir`, once it takes commands: before that it may still refuse its arguments.
+pub(super) fn find(cgroup: &Path, dir: &Path) -> Option<i32> {
+    UnixStream::connect(Place(dir.to_owned()).control()).ok()?;
+    cgroup::processes(cgroup).first().copied()
 }
 
 /// Presses the power button of the node in `dir`.
@@ -135,13 +140,18 @@ pub(super) fn check(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Board, processor, firmware; no disk and no network.
+/// A machine whose console is our standard output.
 fn machine(machine: &Machine, variables: &Path) -> Cmd {
+    board(machine, variables).args(["-serial", "stdio"])
+}
+
+/// Board, processor, firmware with its memory in the file `variables`; no disk, no network and no console yet.
+pub fn board(machine: &Machine, variables: &Path) -> Cmd {
     let code = if machine.secure_boot { "OVMF_CODE_4M.secboot.fd" } else { "OVMF_CODE_4M.fd" };
     // Firmware that checks signatures keeps its variables where only System Management Mode can write.
     let smm = if machine.secure_boot { "on" } else { "off" };
     let cmd = Cmd::new(&table::QEMU)
-        .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none"])
+        .args(["-nodefaults", "-display", "none", "-monitor", "none"])
         .args(["-machine", &format!("q35,smm={smm}"), "-cpu", "max"])
         .args(["-accel", machine.accel.argument()])
         .args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()])
@@ -152,8 +162,10 @@ fn machine(machine: &Machine, variables: &Path) -> Cmd {
     cmd.arg("-drive").arg(format!("if=pflash,format=raw,file={}", escaped(variables)))
 }
 
-fn variables(machine: &Machine) -> &'static str {
-    if machine.secure_boot { "OVMF_VARS_4M.snakeoil.fd" } else { "OVMF_VARS_4M.fd" }
+/// What the firmware's memory begins with: a file to be copied.
+pub fn variables(machine: &Machine) -> PathBuf {
+    let name = if machine.secure_boot { "OVMF_VARS_4M.snakeoil.fd" } else { "OVMF_VARS_4M.fd" };
+    Path::new(FIRMWARE).join(name)
 }
 
 /// The same for every boot of a node; the prefix is QEMU's own.
@@ -279,7 +291,7 @@ mod tests {
     fn firmware_that_checks_signatures_has_keys_and_guards_them() {
         let line = |secure_boot| {
             let wanted = Machine { secure_boot, ..Machine::default() };
-            machine(&wanted, Path::new(variables(&wanted))).command_line()
+            machine(&wanted, &variables(&wanted)).command_line()
         };
         let (plain, secure) = (line(false), line(true));
         assert!(secure.contains("secboot.fd") && secure.contains("smm=on") && secure.contains("VARS_4M.snakeoil.fd"));

@@ -89,3 +89,6 @@ pub const QEMU: Tool = Tool {
 };
 /// Copies disks without filling their holes.
 pub const CP: Tool = Tool { name: "cp", package: "coreutils", minimum: None, why: "copying disks" };
+/// Makes the test key for Secure Boot readable.
+pub const OPENSSL: Tool =
+    Tool { name: "openssl", package: "openssl", minimum: None, why: "reading the firmware's test key in tests" };
