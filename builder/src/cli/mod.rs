@@ -8,6 +8,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::image::Overrides;
 use crate::progress::Ui;
@@ -109,8 +112,12 @@ fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
 /// The whole program: arguments in, exit code out.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PGKILN_LOG").unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let asked = std::env::var("PGKILN_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+    tracing_subscriber::registry()
+        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
+        .with(filter)
+        .init();
     let ui = Ui::new(cli.json, cli.cache.unwrap_or_else(default_cache_dir));
     // Unwinding ends the lab and removes temporary directories before we go.
     match panic::catch_unwind(AssertUnwindSafe(|| dispatch(cli.command, &ui))) {

@@ -3,7 +3,9 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStringExt;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::Outcome;
 use crate::apply::After;
@@ -87,8 +89,10 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Vec<Problem>> {
 }
 
 fn log() {
-    let filter = EnvFilter::try_from_env("FIRSTBOOT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Not `EnvFilter`: its patterns would bring an engine for regular expressions into the image.
+    let asked = std::env::var("FIRSTBOOT_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     // The journal adds time and origin itself.
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    builder.without_time().with_ansi(false).with_level(true).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    tracing_subscriber::registry().with(lines.without_time().with_ansi(false)).with(filter).init();
 }
