@@ -80,6 +80,18 @@ impl Place {
 }
 
 #[test]
+fn a_log_filter_that_cannot_be_read_is_told_and_changes_nothing() {
+    let show = |filter: &str| {
+        binary::run(binary::pgkiln().arg("show").arg(workspace::image("debian-13")).env("PGKILN_LOG", filter))
+    };
+    let (wrong, right) = (show("hyper=loud"), show("debug"));
+    assert_eq!((wrong.code, right.code), (Some(0), Some(0)), "{}{}", wrong.stderr, right.stderr);
+    assert!(wrong.stderr.contains("PGKILN_LOG is left aside, `warn` is meant"), "{}", wrong.stderr);
+    assert!(!right.stderr.contains("left aside"), "{}", right.stderr);
+    assert_eq!(wrong.stdout, right.stdout);
+}
+
+#[test]
 fn wrong_usage_exits_2() {
     let place = Place::new();
     for args in [

@@ -109,15 +109,23 @@ fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
     }
 }
 
+fn log() {
+    let asked = std::env::var("PGKILN_LOG").map(|text| text.parse::<Targets>());
+    let filter = match &asked {
+        Ok(Ok(filter)) => filter.clone(),
+        _ => Targets::new().with_default(LevelFilter::WARN),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
+    if let Ok(Err(error)) = asked {
+        tracing::warn!("PGKILN_LOG is left aside, `warn` is meant: {error}");
+    }
+}
+
 /// The whole program: arguments in, exit code out.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let asked = std::env::var("PGKILN_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
-    let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
-    tracing_subscriber::registry()
-        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
-        .with(filter)
-        .init();
+    log();
     let ui = Ui::new(cli.json, cli.cache.unwrap_or_else(default_cache_dir));
     // Unwinding ends the lab and removes temporary directories before we go.
     match panic::catch_unwind(AssertUnwindSafe(|| dispatch(cli.command, &ui))) {

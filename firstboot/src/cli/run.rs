@@ -90,9 +90,15 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Vec<Problem>> {
 
 fn log() {
     // Not `EnvFilter`: its patterns would bring an engine for regular expressions into the image.
-    let asked = std::env::var("FIRSTBOOT_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
-    let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let asked = std::env::var("FIRSTBOOT_LOG").map(|text| text.parse::<Targets>());
+    let filter = match &asked {
+        Ok(Ok(filter)) => filter.clone(),
+        _ => Targets::new().with_default(LevelFilter::INFO),
+    };
     // The journal adds time and origin itself.
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     tracing_subscriber::registry().with(lines.without_time().with_ansi(false)).with(filter).init();
+    if let Ok(Err(error)) = asked {
+        tracing::warn!("FIRSTBOOT_LOG is left aside, `info` is meant: {error}");
+    }
 }
