@@ -94,14 +94,22 @@ const GENERATED: [(&str, &str); 10] = [
 ];
 
 /// Units that start by themselves.
-const ENABLED: [&str; 7] = [
+const ENABLED: [&str; 13] = [
     "getty@tty1.service",
+    // An alias of getty@.service, from systemd 257 on.
+    "autovt@.service",
     "systemd-networkd.service",
     "systemd-networkd.socket",
     "systemd-network-generator.service",
     "systemd-resolved.service",
     "dbus-org.freedesktop.network1.service",
     "dbus-org.freedesktop.resolve1.service",
+    // Their own sockets, by `Also=`, from systemd 258 on.
+    "systemd-networkd-resolve-hook.socket",
+    "systemd-networkd-varlink.socket",
+    "systemd-networkd-varlink-metrics.socket",
+    "systemd-resolved-monitor.socket",
+    "systemd-resolved-varlink.socket",
 ];
 
 /// Runs every check; all findings are reported together.

@@ -30,20 +30,22 @@ pub struct Deb {
     version: String,
     architecture: String,
     fields: Vec<(&'static str, String)>,
-    files: Vec<(String, String)>,
+    files: Vec<(String, Vec<u8>)>,
+    links: Vec<(String, String)>,
     scripts: Vec<(&'static str, String)>,
 }
 
 impl Deb {
     /// A package with one file, `/usr/share/<name>/version`.
     pub fn new(name: &str, version: &str) -> Self {
-        let file = (format!("usr/share/{name}/version"), format!("{version}\n"));
+        let file = (format!("usr/share/{name}/version"), format!("{version}\n").into_bytes());
         Self {
             name: name.into(),
             version: version.into(),
             architecture: "all".into(),
             fields: Vec::new(),
             files: vec![file],
+            links: Vec::new(),
             scripts: Vec::new(),
         }
     }
@@ -76,8 +78,15 @@ impl Deb {
 
     /// Adds a file.
     #[must_use]
-    pub fn file(mut self, path: &str, content: &str) -> Self {
-        self.files.push((path.trim_start_matches('/').into(), content.into()));
+    pub fn file(mut self, path: &str, content: impl AsRef<[u8]>) -> Self {
+        self.files.push((path.trim_start_matches('/').into(), content.as_ref().to_vec()));
+        self
+    }
+
+    /// Adds a symbolic link.
+    #[must_use]
+    pub fn link(mut self, path: &str, target: &str) -> Self {
+        self.links.push((path.trim_start_matches('/').into(), target.into()));
         self
     }
 
@@ -119,6 +128,11 @@ impl Deb {
             let path = root.path().join(path);
             fs_err::create_dir_all(path.parent().context("a packaged file has a directory")?)?;
             fs_err::write(path, content)?;
+        }
+        for (path, target) in &self.links {
+            let path = root.path().join(path);
+            fs_err::create_dir_all(path.parent().context("a packaged link has a directory")?)?;
+            fs_err::os::unix::fs::symlink(target, path)?;
         }
         fs_err::create_dir_all(to.parent().context("the pool")?)?;
         Cmd::new(&DPKG_DEB).args(["--root-owner-group", "-Zgzip", "--build"]).arg(root.path()).arg(to).run()

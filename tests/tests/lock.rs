@@ -1,7 +1,8 @@
 //! Locking and fetching against a signed archive on loopback: what must work, and everything that must be refused.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
 use jiff::SignedDuration;
 use pgkiln::cache::Cache;
 use pgkiln::digest::Sha256;
@@ -27,7 +28,7 @@ impl Fixture {
     fn new(packages: &[&str]) -> Result<Self> {
         let mut archive = Archive::new("stable")?;
         archive.add(&Deb::new("base", "1").essential())?;
-        archive.add(&Deb::new("lib", "1.0").file("usr/lib/lib.so", &"x".repeat(4000)))?;
+        archive.add(&Deb::new("lib", "1.0").file("usr/lib/lib.so", "x".repeat(4000)))?;
         archive.add(&Deb::new("lib", "1.1~rc1").file("usr/lib/lib.so", "y"))?;
         archive.add(&Deb::new("extra", "1"))?;
         archive.add(&Deb::new("app", "1:2.0-1").depends("lib (>= 1.0)").field("Recommends", "extra"))?;
@@ -364,6 +365,46 @@ fn a_package_that_moved_on_is_relocked_into_the_cache_only() -> Result {
     assert!(fixture.cache.relock_path("fixture").is_file());
     assert!(fixture.fetch(&again.recipe)?.files == 0, "already fetched");
     fixture.stored().map(drop)
+}
+
+/// Not where this host keeps it, nor the fixture: only the package has the key. Without it, this host's file is looked for.
+#[test]
+fn a_keyring_comes_from_its_package_in_the_tool_tree_s_lock() -> Result {
+    const KEYRING: &str = "/usr/share/keyrings/ubuntu-archive-keyring.gpg";
+    let mut fixture = Fixture::new(&["app"])?;
+    let own = fixture_keyring(&fixture.image)?;
+    let tools = fixture.image.with_file_name("tools");
+    fs_err::create_dir_all(&tools)?;
+    let recipe = fs_err::read_to_string(fixture.image.join("image.toml"))?.replace("\"fixture\"", "\"tools\"");
+    fs_err::write(tools.join("image.toml"), recipe.replace("\"app\"", "\"ubuntu-keyring\""))?;
+    fixture.edit_recipe(&own.display().to_string(), KEYRING)?;
+    if !Path::new(KEYRING).exists() {
+        let problem = refused(fixture.resolve(), "the keyring `/usr/share/keyrings/ubuntu-archive-keyring.gpg`");
+        assert_eq!(problem.remedy, "apt-get install ubuntu-keyring");
+    }
+
+    let lock_tools = |fixture: &mut Fixture, version: &str, keys: PathBuf| -> Result {
+        let encoded = base64::engine::general_purpose::STANDARD.encode(fs_err::read(keys)?);
+        let armour = format!("-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n{encoded}\n-----END PGP PUBLIC KEY BLOCK-----\n");
+        // Debian 13's package has a link by the old name.
+        let package = Deb::new("ubuntu-keyring", version).file(&KEYRING.replace(".gpg", ".pgp"), &armour);
+        fixture.archive.add(&package.link(KEYRING, "ubuntu-archive-keyring.pgp"))?;
+        fixture.archive.publish(&Publication::default())?;
+        let lock = resolve::resolve(Recipe::load(&tools)?.image(), None, &[], &fixture.cache, &|_| ())?.lock;
+        lock.write_if_changed(&tools.join("image.lock")).map(drop)
+    };
+    lock_tools(&mut fixture, "1", Archive::new("stable")?.first_keyring())?;
+    let problem = refused(fixture.resolve(), "has none of the pinned keys");
+    assert_eq!(problem.place, format!("{KEYRING} of ubuntu-keyring 1"));
+    lock_tools(&mut fixture, "2", own)?;
+    fixture.resolve().map(drop)
+}
+
+/// The keyring the fixture's recipe names.
+fn fixture_keyring(image: &Path) -> Result<PathBuf> {
+    let recipe = fs_err::read_to_string(image.join("image.toml"))?;
+    let line = recipe.lines().find_map(|line| line.strip_prefix("key = ")).expect("the recipe names a key");
+    Ok(PathBuf::from(line.trim_matches('"')))
 }
 
 #[test]

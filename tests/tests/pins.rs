@@ -1,7 +1,10 @@
 //! Pins that survive: what a store keeps, what is said when a pin moved, and how one component moves alone.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use pgkiln::cache::Cache;
 use pgkiln::digest::Sha256;
 use pgkiln::lock::{Lock, Recipe};
@@ -227,6 +230,30 @@ fn only_the_named_component_moves() -> Result {
     assert_eq!(place.version("lib")?, "1.0");
     let updated = result(&place.pgkiln("one", &["lock", "--update"], &[]));
     assert_eq!(updated["drift"], serde_json::json!([{ "package": "lib", "old": "1.0", "new": "2.0" }]));
+    Ok(())
+}
+
+/// Of the component, not of what moved beside it.
+#[test]
+fn a_component_s_changelog_is_shown() -> Result {
+    let mut place = Place::new()?;
+    let entries = ["1:3.0-1", "1:2.0-2", "1:2.0-1"].map(|version| {
+        let trailer = " -- Tests <tests@example.org>  Mon, 02 Nov 2026 10:00:00 +0000";
+        format!("app ({version}) unstable; urgency=low\n\n  * Change of {version}.\n\n{trailer}\n\n")
+    });
+    let mut packed = GzEncoder::new(Vec::new(), Compression::default());
+    packed.write_all(entries.concat().as_bytes())?;
+    let changelog = packed.finish()?;
+    let app = Deb::new("app", "1:3.0-1").depends("lib");
+    place.archive.add(&app.file("usr/share/doc/app/changelog.Debian.gz", &changelog))?;
+    place.archive.add(&Deb::new("lib", "2.0").file("usr/share/doc/lib/changelog.Debian.gz", &changelog))?;
+    place.publish()?;
+    let cmd = binary::pgkiln().args(["lock", "--update"]).arg(&place.image).arg("--cache").arg(place.path("told"));
+    let told = binary::run(cmd.arg("--lock").arg(place.image.join("image.lock")));
+    let expected = "app 1:2.0-1 → 1:3.0-1\n      1:3.0-1\n        * Change of 1:3.0-1.\n      1:2.0-2\n";
+    assert!(told.stdout.contains(expected), "{}{}", told.stdout, told.stderr);
+    assert!(!told.stdout.contains("Change of 1:2.0-1"), "{}", told.stdout);
+    assert_eq!(told.stdout.matches("* Change").count(), 2, "{}", told.stdout);
     Ok(())
 }
 

@@ -42,7 +42,8 @@ impl Place {
     /// Locks a recipe as it is in the tree, beside nothing of it.
     fn lock(&self, recipe: &Recipe, served: &Served) -> anyhow::Result<(Overrides, Lock)> {
         let lock = self.work.path().join(format!("{}.lock", recipe.name));
-        let overrides = Overrides { overlay: Some(served.overlay.clone()), lock: Some(lock.clone()), variant: None };
+        let overrides =
+            Overrides { overlay: Some(served.overlay.clone()), lock: Some(lock.clone()), ..Overrides::default() };
         let image = Image::load_with(&workspace::image(recipe.name), &overrides)?;
         let resolved = resolve::resolve(&image, None, &[], &self.cache, &|_| ())?.lock;
         resolved.write_if_changed(&lock)?;

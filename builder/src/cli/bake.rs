@@ -77,8 +77,8 @@ fn formats(wanted: &[Wanted]) -> Option<Vec<Format>> {
 /// Runs the command.
 pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let mut name = args.image.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if let Some(variant) = &args.beside.variant {
-        name.push_str(&format!("-{variant}"));
+    for chosen in [&args.beside.variant, &args.beside.architecture].into_iter().flatten() {
+        name.push_str(&format!("-{chosen}"));
     }
     let pair = args.secure_boot_key.zip(args.secure_boot_cert);
     let keys = pair.map(|(key, certificate)| Keys { key, certificate });

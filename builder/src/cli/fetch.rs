@@ -64,7 +64,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     }
     let overrides: Overrides = args.beside.into();
     if overrides != Overrides::default() && args.images.len() > 1 {
-        let what = "`--overlay`, `--lock` and `--variant` are about one image, several are named";
+        let what = "`--overlay`, `--lock`, `--variant` and `--arch` are about one image, several are named";
         return Err(Problem::new(what, "", "run the command once per image").into());
     }
     let load = |dir: &PathBuf| {

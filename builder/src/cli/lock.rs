@@ -8,6 +8,7 @@ use super::Beside;
 use crate::cache::Cache;
 use crate::fetch::Event;
 use crate::image::{Image, overlay};
+use crate::lock::changelog;
 use crate::lock::relock::{self, Drift};
 use crate::lock::resolve::{self, Resolved};
 use crate::lock::{Lock, Recipe, Unlocked, stale};
@@ -35,6 +36,9 @@ pub struct Args {
     #[command(flatten)]
     beside: Beside,
 }
+
+/// Of one package; a terminal has few more.
+const CHANGELOG_LINES: usize = 20;
 
 /// The result for machines.
 #[derive(Serialize)]
@@ -84,7 +88,23 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         added.pulled_by = resolved.pulled_by(&added.package);
     }
     let new = resolved.lock;
-    drift.iter().for_each(|drift| ui.say(format!("  {drift}")));
+    let told = |drift: &Drift| moving.contains(&drift.package) || recipe.image().is_component(&drift.package);
+    if args.update && drift.iter().any(told) {
+        let locked = recipe.clone().with(new.clone())?;
+        let step = ui.step("changelogs");
+        for moved in drift.iter_mut().filter(|drift| told(drift)) {
+            let Some(old) = &moved.old else { continue };
+            moved.changelog = changelog::since(old, &moved.package, &locked, &cache, &|event| show(&step, &event))?;
+        }
+        step.done();
+    }
+    for drift in &drift {
+        ui.say(format!("  {drift}"));
+        drift.changelog.iter().take(CHANGELOG_LINES).for_each(|line| ui.say(format!("      {line}")));
+        if let Some(left) = drift.changelog.len().checked_sub(CHANGELOG_LINES).filter(|left| *left > 0) {
+            ui.say(format!("      … {left} lines more with --json"));
+        }
+    }
     let place = if args.relock { cache.relock_path(&name) } else { file };
     let written = new.write_if_changed(&place)?;
     outcome(&new, &place, written, args.relock, &drift)

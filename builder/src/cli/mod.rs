@@ -27,6 +27,7 @@ pub mod fetch;
 pub mod lab;
 pub mod lock;
 pub mod show;
+pub mod sign;
 pub mod verify;
 
 /// What some commands take beside an image.
@@ -41,11 +42,14 @@ pub struct Beside {
     /// For other machines than the recipe says (cloud, metal): another kernel, and image.VARIANT.lock
     #[arg(long, value_name = "VARIANT")]
     variant: Option<String>,
+    /// For other processors than the recipe says (amd64, arm64): its kernel, and image.ARCH.lock
+    #[arg(long = "arch", value_name = "ARCH")]
+    architecture: Option<String>,
 }
 
 impl From<Beside> for Overrides {
-    fn from(Beside { overlay, lock, variant }: Beside) -> Self {
-        Self { overlay, lock, variant }
+    fn from(Beside { overlay, lock, variant, architecture }: Beside) -> Self {
+        Self { overlay, lock, variant, architecture }
     }
 }
 
@@ -90,7 +94,9 @@ enum Command {
     Fetch(fetch::Args),
     /// Show an image: components, archives, keys, lock
     Show(show::Args),
-    /// Check what a bake left: sums, root hash, partitions; nothing is mounted
+    /// Sign what a bake left, for whoever cannot ask where it was baked
+    Sign(sign::Args),
+    /// Check what a bake left: signature, sums, root hash, partitions; nothing is mounted
     Verify(verify::Args),
 }
 
@@ -105,6 +111,7 @@ fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Lock(args) => lock::run(args, ui),
         Command::Fetch(args) => fetch::run(args, ui),
         Command::Show(args) => show::run(args, ui),
+        Command::Sign(args) => sign::run(args, ui),
         Command::Verify(args) => verify::run(args, ui),
     }
 }

@@ -1,6 +1,6 @@
 //! `pgkiln show`: what an image consists of, where it comes from and what vouches for it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use super::Beside;
 use crate::advisory::{self, Warning};
 use crate::apt;
 use crate::image::Image;
-use crate::lock::{Lock, stale};
+use crate::lock::{Lock, keyring_package, stale};
 use crate::progress::{Ui, size};
 
 /// Which image.
@@ -31,6 +31,7 @@ struct Shown {
     architecture: String,
     variant: Option<String>,
     variants: Vec<String>,
+    other_architectures: Vec<String>,
     bakes_here: bool,
     extensions: Vec<ShownExtension>,
     components: Vec<ShownComponent>,
@@ -146,6 +147,7 @@ fn look(image: &Image, lock: Option<&Lock>, packages: bool) -> Shown {
         architecture: image.architecture.clone(),
         variant: image.variant.clone(),
         variants: image.kernels.keys().cloned().collect(),
+        other_architectures: image.other_architectures.keys().cloned().collect(),
         bakes_here: image.check_architecture().is_ok(),
         extensions: extensions.collect(),
         components: components.collect(),
@@ -220,6 +222,9 @@ fn text(shown: &Shown) -> String {
     if !shown.variants.is_empty() {
         out.push_str(&format!("kernels for: {} (--variant)\n", shown.variants.join(", ")));
     }
+    if !shown.other_architectures.is_empty() {
+        out.push_str(&format!("also for: {} (--arch)\n", shown.other_architectures.join(", ")));
+    }
     if !shown.components.is_empty() {
         out.push_str("\ncomponents\n");
     }
@@ -258,8 +263,11 @@ fn text(shown: &Shown) -> String {
         for fingerprint in &archive.fingerprints {
             out.push_str(&format!("  {:<16} key {fingerprint}\n", ""));
         }
-        let vouches =
-            if archive.key.starts_with("https://") { "only its fingerprint counts" } else { "this host's file" };
+        let vouches = match keyring_package::package_of(Path::new(&archive.key)) {
+            _ if archive.key.starts_with("https://") => "only its fingerprint counts".to_owned(),
+            Some(package) => format!("the tool tree's `{package}`, or this host's"),
+            None => "this host's file".to_owned(),
+        };
         out.push_str(&format!("  {:<16} from {} ({vouches})\n", "", archive.key));
     }
     let Some(lock) = &shown.lock else {

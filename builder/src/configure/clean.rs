@@ -7,14 +7,8 @@ use anyhow::Context;
 use crate::unpack::dpkg_db::ADMIN_DIR;
 
 /// Files that scripts made, with the reason why they go.
-const FILES: [(&str, &str); 19] = [
+const FILES: [(&str, &str); 13] = [
     ("usr/sbin/policy-rc.d", "ours, for the time of configuring"),
-    ("etc/ssh/ssh_host_rsa_key", "ours, a placeholder"),
-    ("etc/ssh/ssh_host_ecdsa_key", "ours, a placeholder"),
-    ("etc/ssh/ssh_host_ed25519_key", "ours, a placeholder"),
-    ("etc/ssh/ssh_host_rsa_key.pub", "belongs to a host key"),
-    ("etc/ssh/ssh_host_ecdsa_key.pub", "belongs to a host key"),
-    ("etc/ssh/ssh_host_ed25519_key.pub", "belongs to a host key"),
     ("etc/ssl/certs/ssl-cert-snakeoil.pem", "a key pair every node would share"),
     ("etc/ssl/private/ssl-cert-snakeoil.key", "a key pair every node would share"),
     ("etc/postgresql-common/createcluster.conf.ucf-dist", "the package's version of a file of ours"),
@@ -53,11 +47,26 @@ pub(super) fn clean(root: &Path) -> anyhow::Result<()> {
     for dir in ["run", "tmp", "dev", "proc", "sys"] {
         empty(&root.join(dir))?;
     }
+    host_keys(&root.join("etc/ssh"))?;
     dangling_certificates(&root.join("etc/ssl/certs"))?;
     // Empty, not `uninitialized`: /etc is new at every boot, and systemd would take each for the first one, apply presets
     // and ask questions on the console. An empty file only means that this machine's id is still to be set.
     if root.join("etc/machine-id").exists() {
         fs_err::write(root.join("etc/machine-id"), "")?;
+    }
+    Ok(())
+}
+
+/// Our placeholders, and keys of kinds that openssh learned since: by name, as sshd's own scripts do.
+fn host_keys(dir: &Path) -> anyhow::Result<()> {
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    for entry in fs_err::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("ssh_host_") {
+            fs_err::remove_file(entry.path())?;
+        }
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ mod parse;
 mod parse_archive;
 mod variant;
 
+pub use variant::Kernels;
+
 pub use distribution::Distribution;
 pub use overlay::{Overlaid, Overrides, Place};
 
@@ -57,7 +59,9 @@ pub struct Image {
     /// Package of the kernel, if the image boots.
     pub kernel: Option<Located<String>>,
     /// Packages of kernels by variant, where the recipe has several.
-    pub kernels: BTreeMap<String, Located<String>>,
+    pub kernels: Kernels,
+    /// The same for other architectures that the recipe is for.
+    pub other_architectures: BTreeMap<String, Kernels>,
     /// Paths not unpacked, in dpkg's `path-exclude` patterns.
     pub path_excludes: Vec<String>,
     /// Exceptions from [`Image::path_excludes`].
@@ -180,9 +184,9 @@ impl Image {
 
     /// Where its lock is.
     pub fn lock_file(&self) -> PathBuf {
-        let beside = || match &self.overrides.variant {
-            Some(variant) => self.dir().join(format!("image.{variant}.lock")),
-            None => self.dir().join("image.lock"),
+        let beside = || {
+            let parts = ["image"].into_iter().chain(self.chosen()).chain(["lock"]);
+            self.dir().join(parts.collect::<Vec<_>>().join("."))
         };
         self.overrides.lock.clone().unwrap_or_else(beside)
     }
@@ -221,6 +225,11 @@ impl Image {
     /// The archive called `id`.
     pub fn archive(&self, id: &str) -> Option<&Archive> {
         self.archives.iter().find(|archive| archive.id == id)
+    }
+
+    /// Whether a package is one of the components.
+    pub fn is_component(&self, package: &str) -> bool {
+        self.components.values().any(|component| component.package.value == package)
     }
 
     /// Every package the recipe names, sorted, each once (a pin wins).

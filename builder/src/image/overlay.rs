@@ -34,6 +34,8 @@ pub struct Overrides {
     pub lock: Option<PathBuf>,
     /// Another variant than the recipe's own.
     pub variant: Option<String>,
+    /// Another architecture than the recipe's own.
+    pub architecture: Option<String>,
 }
 
 /// What an overlay says about one archive.
@@ -61,6 +63,7 @@ impl Image {
     pub fn load_with(path: &Path, overrides: &Overrides) -> anyhow::Result<Self> {
         let mut image = Self::load(path)?;
         image.overrides = overrides.clone();
+        image.choose_architecture()?;
         image.choose_variant()?;
         if let Some(file) = &overrides.overlay {
             let text = fs_err::read_to_string(file).context("reading the overlay")?;
@@ -88,9 +91,11 @@ impl Image {
     /// What a command line names this image by: `images/x --overlay FILE --lock FILE`.
     pub fn arguments(&self) -> String {
         let mut arguments = self.dir().display().to_string();
-        let Overrides { overlay, lock, variant } = &self.overrides;
-        if let Some(variant) = variant {
-            arguments.push_str(&format!(" --variant {variant}"));
+        let Overrides { overlay, lock, variant, architecture } = &self.overrides;
+        for (option, chosen) in [("--variant", variant), ("--arch", architecture)] {
+            if let Some(chosen) = chosen {
+                arguments.push_str(&format!(" {option} {chosen}"));
+            }
         }
         for (option, file) in [("--overlay", overlay), ("--lock", lock)] {
             if let Some(file) = file {

@@ -8,7 +8,7 @@ use toml::de::DeTable;
 
 use super::distribution::{DISTRIBUTIONS, Distribution};
 use super::document::Table;
-use super::{Component, Image, Located, Overrides, parse_archive};
+use super::{Component, Image, Kernels, Located, Overrides, parse_archive};
 use crate::apt::version::Version;
 use crate::problem::Problems;
 use crate::strict::{Reader, suggestion};
@@ -17,7 +17,7 @@ use crate::strict::{Reader, suggestion};
 const SCHEMA: i64 = 1;
 const ARCHITECTURES: &[&str] = &["amd64", "arm64"];
 const VARIANTS: &[&str] = &["cloud", "metal"];
-const OUTPUTS: &[&str] = &["tree", "raw", "qcow2", "vhd", "vmdk", "ova", "gce", "pxe", "iso", "update"];
+const OUTPUTS: &[&str] = &["tree", "raw", "raw-4k", "qcow2", "vhd", "vmdk", "ova", "gce", "pxe", "iso", "update"];
 /// What the agent knows how to run.
 #[rustfmt::skip]
 const COMPONENTS: &[&str] = &[
@@ -52,7 +52,9 @@ fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Op
     let packages = top.texts("packages");
     packages.iter().for_each(|package| check_package(&top, package));
     check_duplicates(&top, &packages);
-    let (kernel, kernels) = top.table("kernel").map_or_else(Default::default, |table| kernel(table, variant.as_ref()));
+    let (kernel, kernels, other_architectures) = top
+        .table("kernel")
+        .map_or_else(Default::default, |table| kernel(table, variant.as_ref(), architecture.as_ref()));
     let trees = top.texts("trees");
     let names_trees = top.has("trees");
     trees.iter().for_each(|tree| check_tree(&top, tree));
@@ -85,6 +87,7 @@ fn read<'i>(reader: &RefCell<Reader<'i>>, root: &DeTable<'i>, file: &Path) -> Op
         extensions,
         kernel,
         kernels,
+        other_architectures,
         path_excludes,
         path_includes,
         outputs: outputs.into_iter().map(|output| output.value).collect(),
@@ -155,13 +158,26 @@ fn check_duplicates(top: &Table<'_, '_>, packages: &[Located<String>]) {
     }
 }
 
-type Kernels = BTreeMap<String, Located<String>>;
-
-/// Either one `package`, or one for each variant; then the recipe's own `variant` says which is meant.
-fn kernel(table: Table<'_, '_>, variant: Option<&Located<String>>) -> (Option<Located<String>>, Kernels) {
-    let mut kernels = Kernels::new();
-    for name in VARIANTS {
-        kernels.extend(table.text(name).map(|package| ((*name).to_owned(), package)));
+/// Either one `package`, or one for each variant; then the recipe's own `variant` says which is meant. Of other
+/// architectures always by variant.
+fn kernel(
+    table: Table<'_, '_>,
+    variant: Option<&Located<String>>,
+    own: Option<&Located<String>>,
+) -> (Option<Located<String>>, Kernels, BTreeMap<String, Kernels>) {
+    let kernels = kernels(&table);
+    let mut others = BTreeMap::new();
+    for name in ARCHITECTURES {
+        let Some(other) = table.table(name) else { continue };
+        let kernels = self::kernels(&other);
+        kernels.values().for_each(|package| check_package(&other, package));
+        if own.is_some_and(|own| own.value == *name) {
+            other.problem(other.line, "this is the recipe's own architecture", "name its kernels in [kernel] itself");
+        } else if variant.is_none_or(|variant| !kernels.contains_key(&variant.value)) {
+            other.problem(other.line, "no kernel for the recipe's own `variant`", "name it here, as in [kernel]");
+        }
+        other.finish();
+        others.insert((*name).to_owned(), kernels);
     }
     let package = match kernels.is_empty() {
         true => table.required("package", "\"linux-image-cloud-amd64\""),
@@ -177,7 +193,11 @@ fn kernel(table: Table<'_, '_>, variant: Option<&Located<String>>) -> (Option<Lo
         table.problem(line, "no kernel for the recipe's own `variant`", "set `variant`, and its kernel in [kernel]");
     }
     table.finish();
-    (package.or(of_variant), kernels)
+    (package.or(of_variant), kernels, others)
+}
+
+fn kernels(table: &Table<'_, '_>) -> Kernels {
+    VARIANTS.iter().filter_map(|name| Some(((*name).to_owned(), table.text(name)?))).collect()
 }
 
 /// `pgaudit = "postgresql-17-pgaudit"`: what the server must be able to load, and the package that has it.

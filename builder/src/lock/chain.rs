@@ -87,8 +87,9 @@ fn suite_chain(
     let base = apt::bases(image, archive).urls.into_iter().next().context("an archive has an address")?;
     let inrelease = inrelease(suite, &base, cache)?;
     let place = format!("{base}/dists/{}/InRelease", suite.suite);
-    let key =
-        keys::key(image, archive, &suite.signer)?.with_context(|| format!("{} is not in the keyring", suite.signer))?;
+    let from = keys::Source { image, cache, report };
+    let key = keys::key(&from, archive, &suite.signer)?;
+    let key = key.with_context(|| format!("{} is not in the keyring", suite.signer))?;
     fs_err::write(store.key_path(&suite.signer), &key.packets)?;
     let signer = [suite.signer.clone()];
     let signed = signature::verify(&inrelease, &store.key_path(&suite.signer), &signer, &place, work)?;

@@ -1,46 +1,59 @@
-//! Where an archive's keys come from. A keyring of this host is trusted as far as the host is, and may have more keys than
-//! the recipe pins: only pinned ones count when a signature is judged. What comes from an address is believed only if it is
-//! the pinned keys, by full fingerprint, and nothing else.
+//! Where an archive's keys come from. A keyring out of the tool tree's keyring packages, or, where it has none, of this
+//! host, is trusted as far as those are, and may have more keys than the recipe pins: only pinned ones count when a
+//! signature is judged. What comes from an address is believed only if it is the pinned keys, by full fingerprint, and
+//! nothing else.
 
 use std::path::Path;
 
+use super::keyring_package;
 use crate::apt::keyring::{self, Key};
-use crate::fetch;
+use crate::cache::Cache;
+use crate::fetch::{self, Event};
 use crate::image::{self, Archive, Image};
 use crate::problem::Problem;
+
+/// Whose keys are asked for, and what they may be fetched with.
+pub(super) struct Source<'a> {
+    pub(super) image: &'a Image,
+    pub(super) cache: &'a Cache,
+    pub(super) report: &'a dyn Fn(Event<'_>),
+}
 
 /// Larger than any key file.
 const KEY_LIMIT: u64 = 1 << 20;
 
 /// The archive's keys as a binary keyring for gpgv.
-pub(super) fn keyring(image: &Image, archive: &Archive) -> anyhow::Result<Vec<u8>> {
-    Ok(keyring::join(&keys(image, archive)?))
+pub(super) fn keyring(from: &Source<'_>, archive: &Archive) -> anyhow::Result<Vec<u8>> {
+    Ok(keyring::join(&keys(from, archive)?))
 }
 
 /// The pinned key with this fingerprint alone.
-pub(super) fn key(image: &Image, archive: &Archive, fingerprint: &str) -> anyhow::Result<Option<Key>> {
-    Ok(keys(image, archive)?.into_iter().find(|key| key.fingerprint == fingerprint))
+pub(super) fn key(from: &Source<'_>, archive: &Archive, fingerprint: &str) -> anyhow::Result<Option<Key>> {
+    Ok(keys(from, archive)?.into_iter().find(|key| key.fingerprint == fingerprint))
 }
 
-fn keys(image: &Image, archive: &Archive) -> anyhow::Result<Vec<Key>> {
+fn keys(from: &Source<'_>, archive: &Archive) -> anyhow::Result<Vec<Key>> {
     match &archive.key.value {
-        image::Key::File(path) => from_file(image, archive, path),
+        image::Key::File(path) => from_file(from, archive, path),
         image::Key::Url(url) => from_url(archive, url),
     }
 }
 
-fn from_file(image: &Image, archive: &Archive, path: &Path) -> anyhow::Result<Vec<Key>> {
-    if !path.is_file() {
-        let package = image.distribution.archives.iter().find(|official| Path::new(official.keyring) == path);
-        let remedy = match package {
-            Some(official) => format!("apt-get install {}", official.keyring_package),
-            None => "correct `key` there".to_owned(),
-        };
-        let what = format!("the keyring `{}` of archive `{}` does not exist", path.display(), archive.id);
-        return Err(Problem::new(what, image.key_at(archive), remedy).into());
-    }
-    let place = path.display().to_string();
-    let keys = keyring::read(&fs_err::read(path)?, &place)?;
+fn from_file(from: &Source<'_>, archive: &Archive, path: &Path) -> anyhow::Result<Vec<Key>> {
+    let (bytes, place) = match keyring_package::read(from.image, path, from.cache, from.report) {
+        Ok(Some(found)) => (found.bytes, format!("{} of {}", path.display(), found.package)),
+        // The tool tree's archive may be out of reach where this one is not: this host's file is as good.
+        Ok(None) | Err(_) if path.is_file() => (fs_err::read(path)?, path.display().to_string()),
+        Err(error) => return Err(error),
+        Ok(None) => {
+            let package = keyring_package::package_of(path);
+            let remedy =
+                package.map_or("correct `key` there".to_owned(), |package| format!("apt-get install {package}"));
+            let what = format!("the keyring `{}` of archive `{}` does not exist", path.display(), archive.id);
+            return Err(Problem::new(what, from.image.key_at(archive), remedy).into());
+        }
+    };
+    let keys = keyring::read(&bytes, &place)?;
     if !keys.iter().any(|key| archive.fingerprints.contains(&key.fingerprint)) {
         return Err(Problem::new(
             format!("the keyring of archive `{}` has none of the pinned keys: it has {}", archive.id, names(&keys)),

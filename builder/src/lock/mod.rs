@@ -18,6 +18,8 @@ use crate::problem::Problem;
 use crate::unpack::deb::Identity;
 
 pub mod chain;
+pub mod changelog;
+pub mod keyring_package;
 mod keys;
 pub mod moved;
 pub mod relock;

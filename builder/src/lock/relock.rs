@@ -20,6 +20,9 @@ pub struct Drift {
     /// Of an added package: what needs it, where that is known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pulled_by: Vec<String>,
+    /// Of a component that moved: what its changelog says since the old version.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changelog: Vec<String>,
 }
 
 impl fmt::Display for Drift {
@@ -60,6 +63,7 @@ pub fn drift_of(old: &Contents, new: &Contents) -> Vec<Drift> {
             old: version(old, name),
             new: version(new, name),
             pulled_by: Vec::new(),
+            changelog: Vec::new(),
         })
         .collect()
 }

@@ -73,7 +73,8 @@ impl Verifier<'_> {
     fn archive(&self, n: usize, all: &mut Archives) -> anyhow::Result<()> {
         let archive = &self.image.archives[n];
         let keyring = self.work.join(format!("{}.gpg", archive.id));
-        fs_err::write(&keyring, keys::keyring(self.image, archive)?)?;
+        let keys = keys::Source { image: self.image, cache: self.cache, report: self.report };
+        fs_err::write(&keyring, keys::keyring(&keys, archive)?)?;
         let bases = apt::bases(self.image, archive);
         let mirror = self.work.join("mirrors").join(&archive.id);
         for suite in &archive.suites {

@@ -89,7 +89,9 @@ pub fn unpack(
     let has_preinst: Vec<_> = known.iter().map(|known| known.control.files.contains_key("preinst")).collect();
     let waves = waves::waves(&paragraphs, &has_preinst);
     let database = Database::create(root)?;
-    if known.iter().any(|known| known.name() == MERGED_USR) {
+    if let Some(base_files) = known.iter().find(|known| known.name() == BASE_FILES)
+        && !ships_link(base_files, "/bin")?
+    {
         merged_usr(root)?;
     }
     let tree = Tree::open(root)?;
@@ -186,9 +188,22 @@ fn preinst(known: &Known, database: &Database, sandbox: &Sandbox) -> anyhow::Res
     Ok(())
 }
 
-/// A package that asserts a merged `/usr`. Where it is needed, no package ships the links at the top: whoever makes the tree
-/// must, before the first file appears (debootstrap and mmdebstrap do the same).
-const MERGED_USR: &str = "usr-is-merged";
+/// The package that ships the links from the top into `/usr`, from Debian 13 and Ubuntu 24.04 on. Before that it ships
+/// directories, though `/usr` is merged in all we support: whoever makes the tree must make the links, before the first file
+/// appears (debootstrap and mmdebstrap do the same).
+const BASE_FILES: &str = "base-files";
+
+/// Whether a package has `path` as a symbolic link.
+fn ships_link(known: &Known, path: &str) -> anyhow::Result<bool> {
+    let deb = Deb::open(&known.package.path, &known.package.sha256)?;
+    for entry in deb.data()?.entries()? {
+        let entry = entry?;
+        if entry.header().entry_type().is_symlink() && tree::absolute(&entry.path()?)? == path {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 /// The directories that are links into `/usr`.
 const LINKS: [&str; 4] = ["bin", "sbin", "lib", "lib64"];

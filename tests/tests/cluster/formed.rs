@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use firstboot::status::{Phase, StepState, Verdict};
 use pgkiln_tests::cluster::TestCluster;
 
@@ -70,9 +70,14 @@ pub(crate) fn specification(cluster: &TestCluster) -> anyhow::Result<()> {
         }
     }
     let leader = cluster.leader()?;
-    let extension = "SELECT count(*) FROM pg_extension WHERE extname = 'pg_stat_statements'";
-    let found = cluster.psql_in(&leader, "orders", extension)?;
-    ensure!(found == "1", "pg_stat_statements is not in `orders`");
+    let created = "SELECT string_agg(extname, ' ' ORDER BY extname) FROM pg_extension WHERE extname <> 'plpgsql'";
+    let found = cluster.psql_in(&leader, "orders", created)?;
+    ensure!(found == "pg_repack pg_stat_statements pgaudit", "extensions in `orders`: {found}");
+    let audited = "SET pgaudit.log = 'ddl'; CREATE TEMPORARY TABLE audited (n int)";
+    cluster.psql_in(&leader, "orders", audited).context("pgaudit is not loaded")?;
+    let decoded = "SELECT slot_name FROM pg_create_logical_replication_slot('decoded', 'wal2json', temporary => true)";
+    let found = cluster.psql_in(&leader, "orders", decoded)?;
+    ensure!(found == "decoded", "no slot for wal2json: {found}");
     Ok(())
 }
 

@@ -17,7 +17,8 @@ fn full_cluster() -> anyhow::Result<TestCluster> {
     let cluster = TestCluster::builder().named("suite").define(|definition| {
         definition.client_networks = vec!["10.92.0.0/16".parse().expect("a network")];
         definition.postgres.parameters.insert("work_mem".to_owned(), "32MB".to_owned());
-        definition.postgres.extensions.push("pg_stat_statements".to_owned());
+        let extensions = ["pg_stat_statements", "pgaudit", "pg_repack", "wal2json"];
+        definition.postgres.extensions.extend(extensions.map(str::to_owned));
     });
     let cluster = cluster.up()?;
     cluster.wait_healthy(Duration::from_secs(90))?;
