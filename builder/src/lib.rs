@@ -23,6 +23,7 @@ pub mod outputs;
 pub mod problem;
 pub mod progress;
 pub mod sandbox;
+pub mod signature;
 pub mod store;
 pub mod strict;
 pub mod tool;

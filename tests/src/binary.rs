@@ -53,6 +53,7 @@ fn profile_dir() -> PathBuf {
 }
 
 /// What a finished program said, as text.
+#[derive(Debug)]
 pub struct Said {
     /// Exit code; `None` if a signal ended it.
     pub code: Option<i32>,

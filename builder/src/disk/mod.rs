@@ -118,6 +118,8 @@ pub struct Disk {
     pub uki: PathBuf,
     /// The whole disk, sparse.
     pub raw: PathBuf,
+    /// The same for drives with sectors of 4096 bytes, if somebody wants it.
+    pub raw_4k: Option<PathBuf>,
     /// What is where on it.
     pub partitions: Vec<Partition>,
     /// Digest of the program that is PID 1 of the initramfs.
@@ -130,7 +132,7 @@ pub fn make_for(formats: &[Format], inputs: &Inputs<'_>, epoch: u64, cache: &Cac
         return Ok(None);
     }
     let program = agent::initrd_program(inputs.image.dir(), cache)?;
-    make(&Work { inputs, epoch, program }).map(Some)
+    make(&Work { inputs, epoch, program }, formats.contains(&Format::Raw4k)).map(Some)
 }
 
 /// The program, signed if somebody signs.
@@ -139,7 +141,7 @@ fn signed(work: &Work<'_>, program: PathBuf, name: &str) -> anyhow::Result<PathB
     secure_boot::sign(work, keys, name).with_context(|| format!("signing {name}"))
 }
 
-fn make(work: &Work<'_>) -> anyhow::Result<Disk> {
+fn make(work: &Work<'_>, also_4k: bool) -> anyhow::Result<Disk> {
     let kernel = kernel::Kernel::find(work.image, work.tree)?;
     let (hashes, root_hash) = verity::format(work).context("making the hash tree of the root")?;
     let initrd = initrd::make(work, &kernel).context("making the initrd")?;
@@ -147,9 +149,12 @@ fn make(work: &Work<'_>) -> anyhow::Result<Disk> {
     let uki = uki::make(work, &kernel, &initrd, &command_line).context("making the unified kernel image")?;
     let uki = signed(work, uki, "uki.efi")?;
     let esp = boot::system_partition(work, &uki).context("filling the EFI system partition")?;
-    let raw = partitions::make(work, &esp, &hashes, &root_hash).context("making the disk")?;
+    let plan = partitions::plan(work, &esp, &hashes, &root_hash).context("planning the disk")?;
+    let raw = plan.write(work, 512, "disk.raw").context("making the disk")?;
+    let raw_4k = also_4k.then(|| plan.write(work, 4096, "disk.4k.raw")).transpose();
+    let raw_4k = raw_4k.context("making the disk with sectors of 4096 bytes")?;
     let program_sha256 = Sha256::of_file(&work.program)?.0;
     let (root, kernel) = (work.root.to_owned(), kernel.image);
     let partitions = partitions::describe(&raw)?;
-    Ok(Disk { root, hashes, root_hash, kernel, initrd, command_line, uki, raw, partitions, program_sha256 })
+    Ok(Disk { root, hashes, root_hash, kernel, initrd, command_line, uki, raw, raw_4k, partitions, program_sha256 })
 }

@@ -28,8 +28,13 @@ fn definitions(image: &Image) -> anyhow::Result<PathBuf> {
         .ok_or_else(|| Problem::new("there is no `repart.d`", image.dir().display().to_string(), remedy))?)
 }
 
-/// Writes the disk.
-pub(super) fn make(work: &Work<'_>, esp: &Path, hashes: &Path, root_hash: &str) -> anyhow::Result<PathBuf> {
+/// A disk that is all defined, and not written yet.
+pub(super) struct Plan {
+    bytes: u64,
+}
+
+/// Defines what goes where.
+pub(super) fn plan(work: &Work<'_>, esp: &Path, hashes: &Path, root_hash: &str) -> anyhow::Result<Plan> {
     let target = work.dir.join("repart.d");
     fs_err::create_dir(&target)?;
     let mut bytes = TABLES;
@@ -49,17 +54,26 @@ pub(super) fn make(work: &Work<'_>, esp: &Path, hashes: &Path, root_hash: &str) 
         fs_err::write(dir.join("bake.conf"), text)?;
     }
     anyhow::ensure!(name(esp)? == "esp", "the definition of the EFI system partition names /srv/esp");
-    work.run(&[
-        "systemd-repart",
-        "--offline=yes",
-        "--empty=create",
-        &format!("--size={bytes}"),
-        "--dry-run=no",
-        "--definitions=/srv/repart.d",
-        &format!("--seed={}", work.uuid("disk")),
-        "/srv/disk.raw",
-    ])?;
-    Ok(work.dir.join("disk.raw"))
+    Ok(Plan { bytes })
+}
+
+impl Plan {
+    /// Writes the disk called `name`, for drives whose sectors have that many bytes: table and file system of the system
+    /// partition depend on it, no byte of the root does.
+    pub(super) fn write(&self, work: &Work<'_>, sector: u32, name: &str) -> anyhow::Result<PathBuf> {
+        work.run(&[
+            "systemd-repart",
+            "--offline=yes",
+            "--empty=create",
+            &format!("--size={}", self.bytes),
+            &format!("--sector-size={sector}"),
+            "--dry-run=no",
+            "--definitions=/srv/repart.d",
+            &format!("--seed={}", work.uuid("disk")),
+            &format!("/srv/{name}"),
+        ])?;
+        Ok(work.dir.join(name))
+    }
 }
 
 /// What a raw disk holds, as the manifest says it.

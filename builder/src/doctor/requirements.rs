@@ -220,5 +220,6 @@ pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
         tool(Tests, &table::PSQL),
         tool(Tests, &table::NFT),
         tool(Tests, &table::OPENSSL),
+        tool(Tests, &table::MINISIGN),
     ]
 }

@@ -39,13 +39,19 @@ pub enum Bus {
 }
 
 impl Bus {
-    /// QEMU's device for a drive called `id`.
-    pub(super) fn device(self, id: &str) -> String {
-        match self {
-            Self::Virtio => format!("virtio-blk-pci,drive={id},serial={id}"),
-            Self::Sata => format!("ide-hd,drive={id},serial={id}"),
-            Self::Nvme => format!("nvme,drive={id},serial={id}"),
-        }
+    /// QEMU's device for a drive called `id` with sectors of so many bytes.
+    pub(super) fn device(self, id: &str, sector: u32) -> String {
+        let kind = match self {
+            Self::Virtio => "virtio-blk-pci",
+            Self::Sata => "ide-hd",
+            Self::Nvme => "nvme",
+        };
+        format!("{kind},drive={id},serial={id},logical_block_size={sector},physical_block_size={sector}")
+    }
+
+    /// Whether it takes drives whose sectors have so many bytes. QEMU's AHCI knows 512 only.
+    pub(super) fn takes(self, sector: u32) -> bool {
+        self != Self::Sata || sector == 512
     }
 }
 

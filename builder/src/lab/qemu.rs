@@ -31,6 +31,12 @@ pub(super) fn prepare(options: &Options, index: usize) -> anyhow::Result<()> {
         return Ok(());
     }
     let image = Disk::read(&options.image)?;
+    if !options.machine.bus.takes(image.sector) {
+        let what =
+            format!("this disk is for drives with sectors of {} bytes, which this bus cannot have", image.sector);
+        let remedy = "leave out `--bus sata`, or bake the format `raw`";
+        return Err(Problem::new(what, options.image.display().to_string(), remedy).into());
+    }
     let size = image.size.max(u64::from(options.machine.disk_gib) << 30);
     fs_err::copy(variables(&options.machine), place.variables())?;
     if let Some(seed) = &node.seed_dir {
@@ -83,7 +89,7 @@ pub(super) fn run(options: &Options, index: usize) -> anyhow::Result<()> {
         .arg(format!("unix:{},server=on,wait=off", escaped(&place.control())))
         .arg("-drive")
         .arg(format!("if=none,id=disk,format=qcow2,file={}", escaped(&place.disk())))
-        .args(["-device", &options.machine.bus.device("disk")])
+        .args(["-device", &options.machine.bus.device("disk", Disk::read(&options.image)?.sector)])
         .arg("-netdev")
         .arg(format!("tap,id=net,ifname={port},script=no,downscript=no"))
         .arg("-device")
@@ -100,14 +106,14 @@ pub(super) fn run(options: &Options, index: usize) -> anyhow::Result<()> {
 /// A machine that forgets everything, with KVM: see `accel`. It needs the empty directory `scratch` for as long as it runs.
 pub(super) fn probe(image: &Path, scratch: &Path) -> anyhow::Result<Cmd> {
     let machine = Machine { accel: Accel::Kvm, cpus: 1, ..Machine::default() };
-    let format = Disk::read(image)?.format;
+    let Disk { format, sector, .. } = Disk::read(image)?;
     let place = Place(scratch.to_owned());
     fs_err::copy(variables(&machine), place.variables())?;
     Ok(self::machine(&machine, &place.variables())
         .arg("-snapshot")
         .arg("-drive")
         .arg(format!("if=none,id=disk,format={format},file={}", escaped(image)))
-        .args(["-device", &machine.bus.device("disk")]))
+        .args(["-device", &machine.bus.device("disk", sector)]))
 }
 
 /// QEMU of the node in `dir`, once it takes commands: before that it may still refuse its arguments.
@@ -181,6 +187,9 @@ struct Disk {
     format: String,
     #[serde(rename = "virtual-size")]
     size: u64,
+    /// Bytes of the sectors it was made for; only `raw` is made for others than 512.
+    #[serde(skip)]
+    sector: u32,
 }
 
 impl Disk {
@@ -188,28 +197,24 @@ impl Disk {
         let text = Cmd::new(&table::QEMU_IMG).args(["info", "--output=json"]).arg(image).text()?;
         let disk: Self = serde_json::from_str(&text).context("reading qemu-img's answer")?;
         // Raw is what it says of anything.
-        let partitioned = disk.format != "raw" || has_partitions(image)?;
-        if !partitioned {
-            return Err(Problem::new(
-                "this is no disk: it has no partition table",
-                image.display().to_string(),
-                "name a disk image: `pgkiln bake IMAGE --format raw` or `qcow2` writes one",
-            )
-            .into());
-        }
-        Ok(disk)
+        let sector = if disk.format == "raw" { sector(image)? } else { Some(512) };
+        let sector = sector.ok_or_else(|| {
+            let remedy = "name a disk image: `pgkiln bake IMAGE --format raw` or `qcow2` writes one";
+            Problem::new("this is no disk: it has no partition table", image.display().to_string(), remedy)
+        })?;
+        Ok(Self { sector, ..disk })
     }
 }
 
-/// `EFI PART` at the second sector of 512 or 4096 bytes (UEFI specification, 5.3.2).
-fn has_partitions(image: &Path) -> anyhow::Result<bool> {
+/// The size of sectors of a partitioned disk: `EFI PART` is at its second one (UEFI specification, 5.3.2).
+fn sector(image: &Path) -> anyhow::Result<Option<u32>> {
     use std::os::unix::fs::FileExt;
     let file = fs_err::File::open(image)?;
-    let at = |offset| {
+    let at = |sector: &u32| {
         let mut signature = [0; 8];
-        file.file().read_exact_at(&mut signature, offset).is_ok() && &signature == b"EFI PART"
+        file.file().read_exact_at(&mut signature, u64::from(*sector)).is_ok() && &signature == b"EFI PART"
     };
-    Ok(at(512) || at(4096))
+    Ok([512, 4096].into_iter().find(at))
 }
 
 /// Files of a node.
@@ -253,14 +258,14 @@ mod tests {
     fn only_a_partitioned_disk_is_booted() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        for (at, good) in [(512, true), (4096, true), (0, false), (1024, false)] {
+        for (at, found) in [(512, Some(512)), (4096, Some(4096)), (0, None), (1024, None)] {
             let mut bytes = vec![0; 8192];
             bytes[at..at + 8].copy_from_slice(b"EFI PART");
             fs_err::write(&image, bytes).unwrap();
-            assert_eq!(has_partitions(&image).unwrap(), good, "signature at {at}");
+            assert_eq!(sector(&image).unwrap(), found, "signature at {at}");
         }
         fs_err::write(&image, "short").unwrap();
-        assert!(!has_partitions(&image).unwrap());
+        assert_eq!(sector(&image).unwrap(), None);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum Format {
     Tree,
     /// A whole disk, byte for byte, sparse.
     Raw,
+    /// The same for drives that say they have sectors of 4096 bytes ("4Kn").
+    Raw4k,
     /// For QEMU, Proxmox, OpenStack.
     Qcow2,
     /// For Azure: fixed size.
@@ -46,14 +48,15 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 8] =
-        [Self::Tree, Self::Raw, Self::Qcow2, Self::Vhd, Self::Vmdk, Self::Ova, Self::Gce, Self::Update];
+    pub const ALL: [Self; 9] =
+        [Self::Tree, Self::Raw, Self::Raw4k, Self::Qcow2, Self::Vhd, Self::Vmdk, Self::Ova, Self::Gce, Self::Update];
 
     /// As recipes, the command line and the manifest call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tree => "tree",
             Self::Raw => "raw",
+            Self::Raw4k => "raw-4k",
             Self::Qcow2 => "qcow2",
             Self::Vhd => "vhd",
             Self::Vmdk => "vmdk",
@@ -128,7 +131,8 @@ pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Vec<Outpu
         let disk = inputs.disk.context("a format that needs a disk has one")?;
         let made = match format {
             Format::Tree => Ok(Vec::new()),
-            Format::Raw => raw(inputs, disk),
+            Format::Raw => raw(&disk.raw, inputs.path("raw")),
+            Format::Raw4k => raw(disk.raw_4k.as_deref().context("it was made")?, inputs.path("4k.raw")),
             Format::Qcow2 => qemu_img::qcow2(inputs, disk),
             Format::Vhd => vhd::make(inputs, disk),
             Format::Vmdk => vmdk::make(inputs, disk).map(|file| vec![file]),
@@ -144,9 +148,8 @@ pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Vec<Outpu
 }
 
 /// The disk as it is: a second name, because other formats are made from the first.
-fn raw(inputs: &Inputs<'_>, disk: &Disk) -> anyhow::Result<Vec<PathBuf>> {
-    let path = inputs.path("raw");
-    fs_err::hard_link(&disk.raw, &path)?;
+fn raw(disk: &Path, path: PathBuf) -> anyhow::Result<Vec<PathBuf>> {
+    fs_err::hard_link(disk, &path)?;
     Ok(vec![path])
 }
 

@@ -53,6 +53,9 @@ pub const IP: Tool = Tool { name: "ip", package: "iproute2", minimum: None, why:
 /// Cuts the lab's network.
 pub const NFT: Tool =
     Tool { name: "nft", package: "nftables", minimum: None, why: "cutting the lab's network in tests" };
+/// Signs what a bake left. Its signatures are the same every time, other programs' of this format are not.
+pub const MINISIGN: Tool =
+    Tool { name: "minisign", package: "minisign", minimum: Some(("0.10", &["-v"])), why: "signing SHA256SUMS" };
 /// Writes `cidata` volumes.
 pub const XORRISO: Tool =
     Tool { name: "xorriso", package: "xorriso", minimum: None, why: "writing `cidata` ISO images" };

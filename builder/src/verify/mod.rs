@@ -11,6 +11,7 @@ use crate::digest::Sha256;
 use crate::disk::{gpt::Kind, partitions, verity};
 use crate::manifest::Partition;
 use crate::problem::{Problem, Problems};
+use crate::signature;
 
 /// What is read of a manifest.
 #[derive(Debug, Deserialize)]
@@ -42,17 +43,42 @@ pub struct Verified {
     pub files: usize,
     /// The root hash, computed from the disk's own root.
     pub root_hash: Option<String>,
+    /// Whether somebody answers for them.
+    pub signed: Signed,
 }
 
-/// Checks the outputs in `dir`; all problems are reported together.
-pub fn verify(dir: &Path) -> anyhow::Result<Verified> {
+/// What is known of a signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signed {
+    /// By the key that was given.
+    Yes,
+    /// There is one; no key was given to check it by.
+    Unchecked,
+    /// Nobody signed.
+    No,
+}
+
+/// The sums of a bake's files.
+pub const SUMS: &str = "SHA256SUMS";
+
+/// Checks the outputs in `dir`, and with a public key who signed them; all problems are reported together.
+pub fn verify(dir: &Path, key: Option<&str>) -> anyhow::Result<Verified> {
     let sums = read_sums(dir)?;
-    let (problems, manifest) = check(dir, &sums)?;
+    let (mut problems, manifest) = check(dir, &sums)?;
+    if let Some(key) = key {
+        problems.extend(signature::check(dir, key, &manifest.image, &manifest.version)?);
+    }
     if !problems.is_empty() {
         return Err(Problems(problems).into());
     }
     let Manifest { image, version, root_hash, .. } = manifest;
-    Ok(Verified { image, version, files: sums.len(), root_hash })
+    let signed = match key {
+        Some(_) => Signed::Yes,
+        None if dir.join(signature::FILE).is_file() => Signed::Unchecked,
+        None => Signed::No,
+    };
+    Ok(Verified { image, version, files: sums.len(), root_hash, signed })
 }
 
 fn check(dir: &Path, sums: &[(Sha256, String)]) -> anyhow::Result<(Vec<Problem>, Manifest)> {
@@ -67,8 +93,14 @@ fn check(dir: &Path, sums: &[(Sha256, String)]) -> anyhow::Result<(Vec<Problem>,
     for output in &manifest.outputs {
         problems.extend(listed(output, dir, sums));
     }
-    if let Some(raw) = manifest.outputs.iter().find(|output| output.format == "raw") {
-        problems.extend(disk(&dir.join(&raw.name), &manifest)?);
+    for raw in manifest.outputs.iter().filter(|output| output.format == "raw") {
+        problems.extend(disk(&dir.join(&raw.name), &manifest, &manifest.partitions)?);
+    }
+    // Its system partition is formatted otherwise; root and hash tree are the same bytes.
+    let same = |one: &&Partition| one.kind != Kind::Esp.name();
+    let same: Vec<Partition> = manifest.partitions.iter().filter(same).cloned().collect();
+    for raw in manifest.outputs.iter().filter(|output| output.format == "raw-4k") {
+        problems.extend(disk(&dir.join(&raw.name), &manifest, &same)?);
     }
     Ok((problems, manifest))
 }
@@ -77,7 +109,7 @@ const AGAIN: &str = "copy it again from where it was baked, or bake it again";
 
 /// `SHA256SUMS`: digest, two blanks, name.
 fn read_sums(dir: &Path) -> anyhow::Result<Vec<(Sha256, String)>> {
-    let path = dir.join("SHA256SUMS");
+    let path = dir.join(SUMS);
     let place = path.display().to_string();
     if !path.is_file() {
         let remedy = "name the directory of a finished bake; a bake writes this file last";
@@ -118,7 +150,7 @@ fn listed(output: &Output, dir: &Path, sums: &[(Sha256, String)]) -> Option<Prob
 }
 
 /// The raw disk: partitions as the manifest has them, identifiers from the root hash, and the root hash from the root itself.
-fn disk(raw: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Problem>> {
+fn disk(raw: &Path, manifest: &Manifest, wanted: &[Partition]) -> anyhow::Result<Vec<Problem>> {
     let place = raw.display().to_string();
     let Some(root_hash) = manifest.root_hash.as_deref() else {
         return Ok(vec![Problem::new("manifest.json has a disk but no root hash", place, AGAIN)]);
@@ -128,7 +160,7 @@ fn disk(raw: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Problem>> {
         Err(error) => return Ok(vec![Problem::new(format!("{error:#}"), place, AGAIN)]),
     };
     let mut problems = Vec::new();
-    for wanted in &manifest.partitions {
+    for wanted in wanted {
         problems.extend(partition(wanted, &found, &place));
     }
     if found.len() != manifest.partitions.len() {

@@ -20,12 +20,12 @@ fn outputs(dir: &Path) {
 fn what_was_altered_is_named() {
     let dir = tempfile::tempdir().unwrap();
     outputs(dir.path());
-    assert_eq!(verify(dir.path()).unwrap().files, 2);
+    assert_eq!(verify(dir.path(), None).unwrap().files, 2);
     let told = |change: &dyn Fn(&Path)| {
         let dir = tempfile::tempdir().unwrap();
         outputs(dir.path());
         change(dir.path());
-        format!("{:#}", verify(dir.path()).unwrap_err())
+        format!("{:#}", verify(dir.path(), None).unwrap_err())
     };
     let root = "x.root.squashfs";
     let altered = told(&|dir| fs_err::write(dir.join(root), "boot").unwrap());
