@@ -24,6 +24,7 @@ pub struct Machine {
     disk: PathBuf,
     seed: Option<PathBuf>,
     probe: Option<String>,
+    sector: u32,
     board: lab::Machine,
 }
 
@@ -33,7 +34,7 @@ impl Machine {
         fs_err::create_dir_all(dir)?;
         let board = lab::Machine { accel: lab::Accel::Tcg, memory_mib: 1024, cpus: 1, ..lab::Machine::default() };
         fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
-        Ok(Self { dir: dir.to_owned(), disk: disk.to_owned(), seed: None, probe: None, board })
+        Ok(Self { dir: dir.to_owned(), disk: disk.to_owned(), seed: None, probe: None, sector: 512, board })
     }
 
     /// With firmware that starts only what [`secure_key`] has signed.
@@ -41,6 +42,13 @@ impl Machine {
         self.board.secure_boot = true;
         fs_err::copy(lab::variables(&self.board), self.dir.join("variables.fd"))?;
         Ok(self)
+    }
+
+    /// With a drive whose sectors have so many bytes.
+    #[must_use]
+    pub fn sector(mut self, bytes: u32) -> Self {
+        self.sector = bytes;
+        self
     }
 
     /// With a `cidata` volume.
@@ -69,7 +77,8 @@ impl Machine {
             .arg("-no-reboot")
             .arg("-drive")
             .arg(drive("root", &self.disk, ",cache=unsafe"))
-            .args(["-device", "virtio-blk-pci,drive=root,serial=DISK1,bootindex=1"])
+            .arg("-device")
+            .arg(format!("virtio-blk-pci,drive=root,serial=DISK1,bootindex=1,{}", sectors(self.sector)))
             // Restricted: nothing of the machine's reaches a network.
             .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"])
             .arg("-serial")
@@ -93,6 +102,10 @@ impl Machine {
         let running = cmd.dies_with_us().spawn_logged(&log)?;
         Ok(Booted { running, console })
     }
+}
+
+fn sectors(bytes: u32) -> String {
+    format!("logical_block_size={bytes},physical_block_size={bytes}")
 }
 
 fn probe_unit(script: &str) -> String {

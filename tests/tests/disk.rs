@@ -34,19 +34,20 @@ echo kept > /var/probe; \
 echo probe-root=$(findmnt -no SOURCE,FSTYPE,OPTIONS / | xargs); \
 echo probe-sql=$(psql -Atc \"select 40+2\" postgres); \
 echo probe-loader=$(ls /boot/EFI/Linux); \
+echo probe-sector=$(cat /sys/block/vda/queue/logical_block_size); \
 systemctl poweroff";
 
 fn disk(dir: &Path) -> Result<Option<PathBuf>> {
-    baked(dir, None)
+    baked(dir, Format::Raw, None)
 }
 
-fn baked(dir: &Path, keys: Option<Keys>) -> Result<Option<PathBuf>> {
+fn baked(dir: &Path, format: Format, keys: Option<Keys>) -> Result<Option<PathBuf>> {
     if image::baked().is_none() {
         return Ok(None);
     }
     let out = workspace::root().join("target/selftest/debian-13-disk");
     let options = bake::Options {
-        formats: Some(vec![Format::Raw]),
+        formats: Some(vec![format]),
         secure_boot: keys,
         relock: true,
         ..bake::Options::new(workspace::image("debian-13"), out)
@@ -102,6 +103,18 @@ fn a_disk_boots_verified_becomes_a_node_and_keeps_its_data_and_identity() -> Res
     Ok(())
 }
 
+#[test]
+#[ignore = "needs root, QEMU and a minute"]
+fn a_drive_with_sectors_of_4096_bytes_boots() -> Result {
+    let work = scratch()?;
+    let Some(disk) = baked(work.path(), Format::Raw4k, None)? else { return Ok(()) };
+    let machine = Machine::new(&work.path().join("machine"), &disk)?.sector(4096);
+    let said = machine.seed(&seed(work.path())?).probe(LOOK).boot()?.wait_for_end(LIMIT)?;
+    assert_eq!((value(&said, "sector"), value(&said, "failed"), value(&said, "sql")), ("4096", "[]", "42"), "{said}");
+    assert_eq!(value(&said, "var"), "/dev/vda6 ext4 new", "{said}");
+    Ok(())
+}
+
 /// Flips a bit in every `every` bytes of a range.
 fn damage(disk: &Path, start: u64, length: u64, every: u64) -> Result {
     let file = fs_err::OpenOptions::new().read(true).write(true).open(disk)?.into_parts().0;
@@ -151,7 +164,7 @@ fn under_secure_boot_only_a_signed_disk_starts() -> Result {
 
     qemu::secure_key(&key)?;
     let keys = Keys { key, certificate: qemu::SECURE_CERTIFICATE.into() };
-    let signed = baked(work.path(), Some(keys))?.context("a disk")?;
+    let signed = baked(work.path(), Format::Raw, Some(keys))?.context("a disk")?;
     let said = machine("starts", &signed)?.boot()?.wait_for("verified root is ready", LIMIT)?;
     assert!(said.contains("Secure Boot is enabled"), "{said}");
     Ok(())

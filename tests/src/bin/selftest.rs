@@ -60,24 +60,51 @@ fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
     let check = ui.step("doctor");
     doctor::ensure(purposes, install, ui).context("checking this host; `cargo selftest --fast` needs less")?;
     check.done();
-    let tests = |filter: &[&str]| {
-        // As this program itself was built: another profile would build every dependency a second time.
+    // As this program itself was built: another profile would build every dependency a second time.
+    let cargo = |what: &[&str]| {
         let cargo = Cmd::new(&table::CARGO).args(["test", "--release", "--workspace", "--no-fail-fast"]);
-        let cargo = cargo.args(&args.test_args);
-        cargo.args(filter).current_dir(workspace::root())
+        cargo.args(what).current_dir(workspace::root())
     };
+    let own: Vec<&str> = args.test_args.iter().map(String::as_str).collect();
     if args.fast {
-        return Ok(tests(&[]).interactive()?.success());
+        return Ok(cargo(&own).interactive()?.success());
     }
     let (image, tree) = image::bake(ui)?;
-    let etcd = tree.join("usr/bin/etcd");
-    // `ignored` are those that `cargo test` alone could not run: root, two minutes each, the machine to themselves.
-    let passes: [&[&str]; 2] = [&[], &["--", "--ignored", "--test-threads=1"]];
-    let mut passed = true;
-    for filter in passes.into_iter().take(if args.test_args.is_empty() { 2 } else { 1 }) {
-        let run = tests(filter).env(image::VARIABLE, &image).env(image::ETCD_VARIABLE, &etcd);
-        let run = run.env(image::HAPROXY_VARIABLE, tree.join("usr/sbin/haproxy"));
-        passed &= run.interactive()?.success();
+    let tests = |what: &[&str]| {
+        let run = cargo(what).env(image::VARIABLE, &image).env(image::ETCD_VARIABLE, tree.join("usr/bin/etcd"));
+        run.env(image::HAPROXY_VARIABLE, tree.join("usr/sbin/haproxy"))
+    };
+    if !own.is_empty() {
+        return Ok(tests(&own).interactive()?.success());
     }
+    let mut passed = cargo(&["--no-run"]).interactive()?.success() && side_by_side(&tests, ui)?;
+    passed &= tests(&["--doc"]).interactive()?.success();
+    // `ignored` are those that `cargo test` alone could not run: root, two minutes each, the machine to themselves.
+    passed &= tests(&["--", "--ignored", "--test-threads=1"]).interactive()?.success();
     Ok(passed)
+}
+
+/// Suites that take half of the time together, and wait for clusters most of it: they run beside all others.
+const BESIDE: [&str; 3] = ["chaos", "crash", "layout"];
+
+/// These suites, as `cargo test` wants them named.
+fn named<'a>(suites: &[&'a String]) -> Vec<&'a str> {
+    suites.iter().flat_map(|suite| ["--test", suite.as_str()]).collect()
+}
+
+/// Runs everything, in two halves at a time; the second one's words come when the first has ended.
+fn side_by_side(tests: &(impl Fn(&[&str]) -> Cmd + Sync), ui: &Ui) -> anyhow::Result<bool> {
+    let suites = workspace::suites()?;
+    let (beside, rest): (Vec<_>, Vec<_>) = suites.iter().partition(|suite| BESIDE.contains(&suite.as_str()));
+    anyhow::ensure!(beside.len() == BESIDE.len(), "of {BESIDE:?} there are only {beside:?} under tests/tests");
+    let first = [vec!["--lib", "--bins"], named(&rest)].concat();
+    let second = named(&beside);
+    ui.note(format!("beside these, their words follow at the end: {}", BESIDE.join(", ")));
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| tests(&second).captured());
+        let first = tests(&first).interactive();
+        let second = second.join().map_err(|_| anyhow::anyhow!("the thread beside panicked"))??;
+        ui.note(format!("{}{}", String::from_utf8_lossy(&second.stderr), String::from_utf8_lossy(&second.stdout)));
+        Ok(first?.success() && second.status.success())
+    })
 }
