@@ -265,6 +265,8 @@ fn config_files(desired: &Desired, facts: &Facts) -> Result<Vec<File>> {
     if desired.runs("patroni") {
         let text = render::patroni::config(desired, facts)?;
         files.push(File::owned("/run/pgkiln/patroni/patroni.yml", text, 0o600, ("postgres", "postgres")));
+        let text = render::patroni::environment(desired.spec());
+        files.push(File::owned("/run/pgkiln/patroni/patroni.env", text, 0o644, ("root", "root")));
         let text = render::sql::reconcile(desired.spec(), &desired.secrets);
         files.push(File::owned("/run/pgkiln/patroni/bootstrap.sql", text, 0o600, ("postgres", "postgres")));
     }

@@ -61,7 +61,7 @@ fn steps(slot: &str) -> Vec<String> {
 fn each_role_runs_its_own() {
     insta::assert_snapshot!(steps("pg-1").join("\n"), @r"
     pki certificates for agent, etcd, patroni, postgresql, pgbackrest
-    config etcd.env, root.env, postgres.env, patroni.yml, bootstrap.sql, pgbackrest.conf, environment
+    config etcd.env, root.env, postgres.env, patroni.yml, patroni.env, bootstrap.sql, pgbackrest.conf, environment
     etcd member of pg-1, pg-2, pg-3
     slot lease of slot pg-1
     hugepages from what PostgreSQL says it needs

@@ -238,6 +238,11 @@ pub(crate) fn cluster_parameters(desired: &Desired, facts: &Facts) -> Map<String
     parameters.into_iter().map(|(name, value)| (name, json!(value))).collect()
 }
 
+/// What the program of ours that starts Patroni reads (`/usr/lib/pgkiln/patroni`).
+pub fn environment(spec: &NodeSpec) -> String {
+    if spec.tweaks.quick_switchover { "PGKILN_QUICK_SWITCHOVER=1\n".to_owned() } else { String::new() }
+}
+
 /// Parameters of this node; the specification's win, the agent's own come last.
 pub(crate) fn local_parameters(desired: &Desired, facts: &Facts) -> Map<String, Value> {
     let spec = desired.spec();

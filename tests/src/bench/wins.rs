@@ -19,7 +19,7 @@ struct Win {
     before: fn(&TestCluster, bool) -> anyhow::Result<()>,
 }
 
-const WINS: [Win; 3] = [
+const WINS: [Win; 5] = [
     Win {
         tweak: "wake_patroni",
         scenario: "postmaster-killed",
@@ -30,6 +30,18 @@ const WINS: [Win; 3] = [
         tweak: "push_roles",
         scenario: "switchover",
         set: |tweaks, on| tweaks.push_roles = on,
+        before: |_, _| Ok(()),
+    },
+    Win {
+        tweak: "quick_switchover",
+        scenario: "switchover",
+        set: |tweaks, on| tweaks.quick_switchover = on,
+        before: |_, _| Ok(()),
+    },
+    Win {
+        tweak: "quick_switchover",
+        scenario: "switchover-to",
+        set: |tweaks, on| tweaks.quick_switchover = on,
         before: |_, _| Ok(()),
     },
     Win {
