@@ -35,10 +35,10 @@ global
 
 defaults
     mode tcp
-    # A refused connection is tried again after `timeout connect`, and goes elsewhere once the server is known to be down:
-    # clients that connect during a switchover wait a moment instead of failing.
+    # A refused connection is tried again after `timeout connect`, each time at whoever is up then (`redispatch` alone means
+    # the last time only): clients that connect during a switchover wait a moment instead of failing.
     retries 6
-    option redispatch
+    option redispatch 1
     timeout connect {}ms
     timeout check 2s
     timeout client 30m
