@@ -25,8 +25,7 @@ pub use tree::RootTree;
 
 /// Bakes an image.
 pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
-    let started = Instant::now();
-    let steps = ui.steps(8);
+    let (started, steps) = (Instant::now(), ui.steps(8));
     let recipes = options.recipes()?;
     let formats = options.formats(recipes[0].image())?;
     let cache = Cache::open(ui.cache_dir())?;
@@ -68,8 +67,8 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
 
     let step = steps.start("disk");
     let (tree, kit, keys) = (base.root.as_path(), tools_tree.root.as_path(), options.secure_boot.as_ref());
-    let dir = work.dir("disk")?;
-    let parts = disk::Inputs { image, version: &version, root: &root, tree, tools: kit, keys, dir: &dir };
+    let dir = &work.dir("disk")?;
+    let parts = disk::Inputs { image, version: &version, root: &root, tree, tools: kit, keys, dir };
     let disk = disk::make_for(&formats, &parts, epoch, &cache)?;
     step.done();
 
@@ -81,6 +80,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
         image: &image.name,
         variant: image.variant.as_deref(),
         version: &version,
+        about: manifest::About::new(image, &image_json, &base.root)?,
         source_date_epoch: epoch,
         lock_sha256: lock.digest(),
         tools_lock_sha256: tools.lock().digest(),

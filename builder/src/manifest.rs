@@ -2,6 +2,7 @@
 //! image itself.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,9 @@ pub struct Manifest<'a> {
     pub variant: Option<&'a str>,
     /// Version of the image.
     pub version: &'a str,
+    /// What a running node asks before it takes this version.
+    #[serde(flatten)]
+    pub about: About,
     /// The time everything in it claims.
     pub source_date_epoch: u64,
     /// Digest of the lock.
@@ -44,6 +48,45 @@ pub struct Manifest<'a> {
     pub files: &'a [FileEntry],
     /// The files beside the manifest.
     pub outputs: Vec<Output>,
+}
+
+/// What decides whether a running node may take an image: for which machines it is, and which data its server reads.
+#[derive(Debug, Serialize)]
+pub struct About {
+    /// Architecture, as Debian calls it.
+    pub architecture: String,
+    /// `image.json` of the image.
+    pub describes: serde_json::Value,
+    /// Catalog version of its PostgreSQL, if it has one: data of another is not readable.
+    pub catalog_version: Option<u32>,
+}
+
+impl About {
+    /// Of an image whose tree is `tree`.
+    pub fn new(image: &Image, image_json: &[u8], tree: &Path) -> anyhow::Result<Self> {
+        let bin = image.components.get("postgresql").and_then(|one| one.paths.get("bin_dir"));
+        let catalog_version = match bin {
+            Some(bin) => catalog_version(&fs_err::read(tree.join(bin.trim_start_matches('/')).join("postgres"))?),
+            None => None,
+        };
+        let describes = serde_json::from_slice(image_json).context("image.json")?;
+        Ok(Self { architecture: image.architecture.clone(), describes, catalog_version })
+    }
+}
+
+/// The catalog version in a server: part of the name of its tablespaces' directories, `PG_<major>_<catalog version>`, which is
+/// a constant of the program (`TABLESPACE_VERSION_DIRECTORY` in PostgreSQL's `common/relpath.h`).
+fn catalog_version(program: &[u8]) -> Option<u32> {
+    let digits = |bytes: &[u8]| bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let mut found = program.windows(3).enumerate().filter(|(_, bytes)| bytes == b"PG_").filter_map(|(at, _)| {
+        let rest = &program[at + 3..];
+        let (_, after) = rest.split_at(digits(rest));
+        let number = after.strip_prefix(b"_")?;
+        let number = &number[..digits(number)];
+        // A date and a count within the day.
+        (number.len() == 9).then(|| str::from_utf8(number).ok()?.parse().ok())?
+    });
+    found.next()
 }
 
 /// A partition of the disk.
@@ -155,4 +198,15 @@ pub fn image_json(image: &Image, lock: &Lock, version: &str) -> anyhow::Result<V
     let mut text = serde_json::to_vec_pretty(&json)?;
     text.push(b'\n');
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_catalog_version_is_found_in_a_server() {
+        let found = |program: &[u8]| super::catalog_version(program);
+        assert_eq!(found(b"\0PG_VERSION\0PG_17_202406281\0x"), Some(202406281));
+        assert_eq!(found(b"PG_17_2024\0PG_\0PG_18_"), None);
+        assert_eq!(found(b""), None);
+    }
 }

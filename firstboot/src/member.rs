@@ -28,6 +28,7 @@ use crate::render::etcd::{InitialState, environment};
 use crate::render::{self, Input};
 use crate::renew::Renewal;
 use crate::retry::{Failure, Policy, retry};
+use crate::roll::Roll;
 use crate::server;
 use crate::spec::{Durability, NodeSpec, Password, Role};
 use crate::status::Phase;
@@ -310,6 +311,23 @@ impl Member {
             state: "running".to_owned(),
             since: register::now(),
             pgbackrest: self.spec().backup.as_ref().and_then(|_| image.upstream_of("pgbackrest").ok()),
+            update: None,
+        })
+    }
+
+    /// This node's part when the whole cluster takes another version.
+    fn roll(&self, client: &Arc<Client>) -> Result<Roll> {
+        let spec = self.spec();
+        Ok(Roll {
+            layout: self.host.layout.clone(),
+            board: self.host.board.clone(),
+            keys: self.keys(),
+            client: client.clone(),
+            scope: spec.cluster.name.clone(),
+            slot: spec.slot.clone(),
+            version: self.desired.image.version.clone(),
+            boot_id: self.facts.boot_id.clone(),
+            tls: pki::client(&self.host.layout.pki(), "agent", Some(spec.cluster.uuid))?,
         })
     }
 
@@ -421,6 +439,7 @@ impl Cluster for Member {
         };
         let watch = Watch {
             layout: self.host.layout.clone(),
+            image: self.desired.image.clone(),
             board: self.host.board.clone(),
             keys: self.keys(),
             cluster: spec.cluster.name.clone(),
@@ -438,6 +457,7 @@ impl Cluster for Member {
             patch: self.patch()?,
         };
         let alongside = Alongside::new(&self.host.layout, &self.desired, &client, watch.patroni.as_ref())?;
+        let roll = self.roll(&client)?;
         let renewal = Renewal::new(&self.host, &self.desired)?;
         let fence = self.fence(&client, watch.patroni.as_ref())?;
         let fence = async {
@@ -453,6 +473,7 @@ impl Cluster for Member {
             () = renewal.run() => Ok(After::StartAnew),
             result = watch.run() => result.map(|()| After::End),
             () = backups.run() => Ok(After::End),
+            () = roll.run() => Ok(After::End),
             never = alongside.run() => match never {},
             never = fence => match never {},
             result = keeper => result.context("keeping the slot's lease").flatten().map(|()| After::End),

@@ -48,6 +48,9 @@ pub struct Node {
     /// Version of its pgBackRest: both ends of a backup must have the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pgbackrest: Option<String>,
+    /// Why it did not take the version the cluster is to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<crate::roll::Stopped>,
 }
 
 /// The image of a node.
@@ -97,6 +100,11 @@ impl Keys {
     /// What the cluster agreed about its backups.
     pub fn backup(self) -> String {
         format!("/pgkiln/{}/backup", self.0)
+    }
+
+    /// The version all nodes are to have.
+    pub fn update(self) -> String {
+        format!("/pgkiln/{}/update", self.0)
     }
 
     /// Lock of whoever makes the stanza.

@@ -12,6 +12,7 @@ use crate::profile::Profile;
 use crate::state::State;
 use crate::status::{Board, Phase};
 use crate::step::Host;
+use crate::update::fits;
 use crate::{datasource, durable, stored, tune};
 
 /// How a run ended without success.
@@ -19,6 +20,8 @@ use crate::{datasource, durable, stored, tune};
 pub enum Ended {
     /// The input must be corrected first: starting again would change nothing.
     Refused(Vec<Problem>),
+    /// Nobody has said yet what this machine must become: no fault of the image it runs.
+    Unasked(Vec<Problem>),
     /// Something failed that may work the next time.
     Failed(Vec<Problem>),
 }
@@ -39,7 +42,7 @@ pub async fn run<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) 
 /// As far as is known what to become: a node that has yet to join ends where it has joined.
 async fn become_node<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) -> Result<(Desired, C), Ended> {
     let (layout, board) = (&host.layout, &host.board);
-    let (desired, facts) = decide(layout, board).map_err(Ended::Refused)?;
+    let (desired, facts) = decide(layout, board)?;
     let mut state = State::load(layout).map_err(|error| Ended::Refused(problems(error)))?;
     board.phase(Phase::Planning);
     let plan = plan::plan(&desired, &facts, &state).map_err(Ended::Refused)?;
@@ -54,12 +57,17 @@ async fn become_node<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) ->
 }
 
 /// What this boot must become: nothing is written but the acceptance itself.
-fn decide(layout: &Layout, board: &Board) -> Result<(Desired, Facts), Vec<Problem>> {
+fn decide(layout: &Layout, board: &Board) -> Result<(Desired, Facts), Ended> {
     board.phase(Phase::Searching);
     let facts = Facts::gather(layout);
-    let (accepted, secrets) = stored::accept(layout, datasource::find(layout), &facts, board)?;
-    let image = ImageInfo::load(layout).map_err(problems)?;
-    let profile = Profile::load(layout, accepted.spec.role).map_err(problems)?;
+    let found = datasource::find(layout);
+    let unasked = matches!(found, Ok(None)) && !layout.spec().exists();
+    let refused = |found| if unasked { Ended::Unasked(found) } else { Ended::Refused(found) };
+    let (accepted, secrets) = stored::accept(layout, found, &facts, board).map_err(refused)?;
+    let refused = |error| Ended::Refused(problems(error));
+    let image = ImageInfo::load(layout).map_err(refused)?;
+    fits::check(layout, &image, None).map_err(refused)?.map_err(|misfit| Ended::Refused(vec![misfit.into()]))?;
+    let profile = Profile::load(layout, accepted.spec.role).map_err(refused)?;
     board.update(|status| {
         status.cluster = Some(accepted.spec.cluster.name.clone());
         status.slot = Some(accepted.spec.slot.clone());

@@ -34,8 +34,14 @@ pub async fn reconcile(layout: &Layout, connection: Option<&str>) -> Result<()> 
 
 /// The local server's answer to one question, as the superuser; `limit` bounds a server that hangs.
 pub async fn ask(question: &str, limit: Duration) -> Result<String> {
+    ask_in("postgres", question, limit).await
+}
+
+/// The same in another database.
+pub async fn ask_in(database: &str, question: &str, limit: Duration) -> Result<String> {
     let psql = Tool::new("psql").args(["--no-psqlrc", "--no-align", "--tuples-only", "--quiet", "--no-password"]);
-    let psql = psql.arg("--dbname=host=/run/postgresql user=postgres dbname=postgres connect_timeout=2");
+    let quoted = database.replace('\\', "\\\\").replace('\'', "\\'");
+    let psql = psql.arg(format!("--dbname=host=/run/postgresql user=postgres dbname='{quoted}' connect_timeout=2"));
     let said = psql.arg(format!("--command={question}")).limit(limit).run().await?;
     Ok(said.trim().to_owned())
 }

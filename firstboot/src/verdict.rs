@@ -3,7 +3,7 @@
 //! Good: it does. Bad: something cannot start *here*, and another image might. Undecided: it depends on others (peers,
 //! etcd's quorum, a rebuild): never a reason to reboot. Only *bad* makes the boot loader fall back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::durable;
 use crate::layout::Layout;
@@ -11,6 +11,7 @@ use crate::patroni::Local;
 use crate::problem::Problem;
 use crate::status::{Status, Verdict};
 use crate::tool;
+use crate::update::tries;
 
 /// A service restarted this often without success does not start here.
 const TRIES: u32 = 5;
@@ -100,11 +101,28 @@ fn parse(text: &str) -> Vec<Unit> {
     text.split("\n\n").filter_map(unit).collect()
 }
 
-/// Waits for the agent's verdict: for `boot-complete.target`. Undecided waits on, bad is an error.
+/// After being undecided for so long a boot waits for others: its try is given back.
+const WAITS_FOR_OTHERS: Duration = Duration::from_secs(20);
+/// Between two looks at an agent that has not said anything final.
+const LOOK_AT_AGENT: Duration = Duration::from_secs(5);
+/// Exit status of an agent that will try again by itself (`cli::run`).
+const TEMPORARY: &str = "75";
+
+/// Waits for the agent's verdict: for `boot-complete.target`. Good takes the counter off the boot loader's file, undecided
+/// waits on and gives the try back, bad is an error.
 pub async fn wait(layout: &Layout) -> Result<(), Problem> {
+    let started = Instant::now();
+    let (mut given_back, mut looked) = (false, started);
     loop {
         match durable::read_json::<Status>(&layout.status()) {
-            Ok(Some(Status { verdict: Verdict::Good, .. })) => return Ok(()),
+            Ok(Some(Status { verdict: Verdict::Good, .. })) => {
+                match tries::bless(layout) {
+                    Ok(Some(id)) => tracing::info!("{id} was good: the boot loader counts no more"),
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!("the boot loader's file: {error:#}"),
+                }
+                return Ok(());
+            }
             Ok(Some(Status { verdict: Verdict::Bad, error, waiting_for, .. })) => {
                 let unknown = || {
                     let what = waiting_for.unwrap_or_else(|| "this node cannot do its role's work".to_owned());
@@ -112,11 +130,37 @@ pub async fn wait(layout: &Layout) -> Result<(), Problem> {
                 };
                 return Err(error.unwrap_or_else(unknown));
             }
+            // The agent has come far enough to say that it waits: whatever is missing, it is not the image.
+            Ok(Some(_)) if !given_back && started.elapsed() > WAITS_FOR_OTHERS => {
+                given_back = true;
+                match tries::give_back(layout) {
+                    Ok(Some(id)) => tracing::info!("this boot waits for others: {id} gets its try back"),
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!("the boot loader's file: {error:#}"),
+                }
+            }
             // Not written yet, or being replaced.
             Ok(_) | Err(_) => {}
         }
+        if looked.elapsed() > LOOK_AT_AGENT {
+            looked = Instant::now();
+            let shown =
+                tool::systemctl(&["show", "--property=NRestarts,ExecMainStatus,SubState", "firstboot"]).run().await;
+            if let Some(why) = shown.ok().and_then(|text| crashes(&text)) {
+                return Err(Problem::new(why, "firstboot.service", "see `journalctl -b -u firstboot`"));
+            }
+        }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// Whether the agent itself does not run here: it ends again and again, and not because something may be better next time.
+fn crashes(shown: &str) -> Option<String> {
+    let value = |key: &str| shown.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let restarts: u32 = value("NRestarts")?.parse().ok()?;
+    let status = value("ExecMainStatus")?;
+    let ends = restarts >= TRIES && !["0", TEMPORARY].contains(&status);
+    ends.then(|| format!("the agent ended {restarts} times, the last time with {status}"))
 }
 
 #[cfg(test)]
@@ -151,6 +195,13 @@ mod tests {
             assert_eq!(verdict, expected, "{health:?}");
             assert_eq!(why.is_none(), verdict == Verdict::Good);
         }
+    }
+
+    #[test]
+    fn an_agent_that_crashes_is_bad_and_one_that_tries_again_is_not() {
+        let shown = |restarts: u32, status: u32| crashes(&format!("NRestarts={restarts}\nExecMainStatus={status}\n"));
+        assert!(shown(5, 101).is_some() && shown(9, 203).is_some());
+        assert_eq!([shown(4, 101), shown(50, 75), shown(50, 0), crashes("")], [None, None, None, None]);
     }
 
     #[test]

@@ -10,11 +10,13 @@ use tokio::net::TcpStream;
 use crate::backup::Trouble;
 use crate::durable;
 use crate::etcd::Client;
+use crate::image_info::ImageInfo;
 use crate::layout::Layout;
 use crate::patroni::{Local, Member, Patroni};
 use crate::register::{self, Keys};
 use crate::sql;
 use crate::status::{Board, Phase, Verdict};
+use crate::update::fits;
 use crate::verdict::{self, Health};
 
 /// Between looks at a node that is not good yet.
@@ -33,6 +35,8 @@ const HAPROXY: (&str, u16) = ("127.0.0.1", 7000);
 pub struct Watch {
     /// Paths.
     pub layout: Layout,
+    /// What runs here.
+    pub image: ImageInfo,
     /// Where it is said.
     pub board: Board,
     /// The cluster.
@@ -68,6 +72,7 @@ struct Done {
     reconciled: bool,
     patched: bool,
     born: bool,
+    marked: bool,
     /// Looks since this node was last good.
     doubtful: u32,
 }
@@ -93,6 +98,10 @@ impl Watch {
             if verdict == Verdict::Good && !done.born {
                 let removed = durable::remove(&self.layout.unborn());
                 done.born = removed.map_err(|error| tracing::warn!("{error:#}")).is_ok();
+            }
+            if verdict == Verdict::Good && self.patroni.is_some() && !done.marked {
+                let marked = fits::record(&self.layout, &self.image);
+                done.marked = marked.map_err(|error| tracing::warn!("the data marker: {error:#}")).is_ok();
             }
             if let Err(error) = self.chores(&health, &mut done).await {
                 tracing::warn!("{error:#}");

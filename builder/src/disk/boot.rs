@@ -17,10 +17,11 @@ const LOADER: &str = "timeout 2\neditor no\n";
 
 /// Kernel command line of an image. Both kinds of console, the serial one last: it is the one `/dev/console` means. The root is
 /// set up and the disk's parts are named by the initrd, so systemd's own generators for that stay out. A panic, which is how
-/// the kernel ends on an altered root, restarts the machine after its reason could be read. Caches that packages' updates make stale
+/// the kernel ends on an altered root, restarts the machine after its reason could be read. `gpt`: a power cut while an update
+/// writes the partition table leaves one of its two copies, and the kernel then takes whichever that is. Caches that packages' updates make stale
 /// are never stale in an image, although `/etc` is new at every boot.
 pub(super) fn command_line(root_hash: &str) -> String {
-    let console = "loglevel=6 console=tty0 console=ttyS0,115200 panic=10";
+    let console = "loglevel=6 console=tty0 console=ttyS0,115200 panic=10 gpt";
     let systemd = "systemd.verity=no systemd.gpt_auto=no systemd.condition_needs_update=no";
     format!("roothash={root_hash} ro {console} {systemd}")
 }

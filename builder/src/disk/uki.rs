@@ -29,8 +29,14 @@ pub(super) fn make(work: &Work<'_>, kernel: &Kernel, initrd: &Path, command_line
     Ok(dir.join("uki.efi"))
 }
 
-/// The distribution's, and which image this is: the boot loader shows and sorts by it.
+/// The distribution's, and which image this is: the boot loader shows it and sorts by its `IMAGE_ID`. The version is in the
+/// name it shows, not in `IMAGE_VERSION`, which would decide before the file's name does: two bakes of one day are neither
+/// older nor newer than each other, and a node that takes one of them must be able to put it first.
 fn os_release(work: &Work<'_>) -> anyhow::Result<String> {
     let text = fs_err::read_to_string(work.tree.join("usr/lib/os-release"))?;
-    Ok(format!("{}\nIMAGE_ID={}\nIMAGE_VERSION={}\n", text.trim_end(), work.image.full_name(), work.version))
+    let pretty = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let pretty = pretty.unwrap_or("Linux").trim_matches('"');
+    let lines = text.lines().filter(|line| !line.starts_with("PRETTY_NAME="));
+    let rest: String = lines.map(|line| format!("{line}\n")).collect();
+    Ok(format!("PRETTY_NAME=\"{pretty} ({})\"\n{rest}IMAGE_ID={}\n", work.version, work.image.full_name()))
 }

@@ -37,6 +37,7 @@ mod protocol;
 mod qemu;
 mod registry;
 mod relay;
+mod slots;
 mod ssh;
 mod status;
 mod supervisor;

@@ -17,7 +17,7 @@ use super::config::{Engine, NodeOptions, Options};
 use super::protocol::Answer;
 use super::ssh::Door;
 use super::status::{NodeState, NodeStatus};
-use super::{cgroup, console, net, nspawn, qemu, registry, warden};
+use super::{cgroup, console, net, nspawn, qemu, registry, slots, warden};
 use crate::problem::Problem;
 use crate::tool::{Cmd, Running, Tool};
 
@@ -67,6 +67,7 @@ impl Node {
             Engine::Nspawn => {
                 prepare_var(&dir.join("var"), node.seed_dir.as_deref())?;
                 fs_err::create_dir(options.scratch().join(&node.slot))?;
+                slots::prepare(&dir.join("boot"), &options.scratch().join("image"))?;
             }
             Engine::Qemu => {
                 fs_err::create_dir_all(&dir)?;

@@ -5,6 +5,7 @@ mod inspect;
 mod run;
 mod status;
 mod tune;
+mod update;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +45,9 @@ enum Command {
     Backups,
     /// Show every setting of PostgreSQL and the kernel on this node, and why
     Tune(tune::Tune),
+    /// Put another version of the image into the other slot, or have the whole cluster do so: the next boot starts it, and the
+    /// boot loader goes back if it is never good
+    Update(update::Args),
     /// Follow the status until interrupted
     Watch,
     /// Leave the proxies and hand leadership over before services stop (run by systemd)
@@ -79,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Status => status::status(&layout, cli.json),
         Command::Backups => run::backups(&layout, cli.json),
         Command::Tune(args) => tune::run(&layout, args, cli.json),
+        Command::Update(args) => update::run(&layout, args, cli.json),
         Command::Watch => status::watch(&layout, cli.json),
         Command::Handover => run::handover(&layout),
         Command::Verdict => run::verdict(&layout),

@@ -24,14 +24,16 @@ pub(super) fn run(layout: Layout) -> Outcome {
     let board = Board::new(Some(layout.status()));
     let host = Host { layout, board: board.clone() };
     let ended = runtime()?.block_on(crate::run::run(&host, crate::member::Member::new));
-    let (problems, temporary) = match ended {
+    let (problems, temporary, verdict) = match ended {
         Ok(After::End) => return Ok(()),
         Ok(After::StartAnew) => return start_anew(),
-        Err(Ended::Refused(problems)) => (problems, false),
-        Err(Ended::Failed(problems)) => (problems, true),
+        Err(Ended::Refused(problems)) => (problems, false, Verdict::Bad),
+        // Another version of the image would not know either.
+        Err(Ended::Unasked(problems)) => (problems, false, Verdict::Undecided),
+        Err(Ended::Failed(problems)) => (problems, true, Verdict::Undecided),
     };
     if let Some(first) = problems.first() {
-        board.failed(first.clone(), if temporary { Verdict::Undecided } else { Verdict::Bad });
+        board.failed(first.clone(), verdict);
         crate::notify::notify(&format!("STATUS={}", first.what));
     }
     if temporary {

@@ -87,7 +87,7 @@ impl Registry for Voter {
             return Ok(());
         }
         // Exactly what its agent writes; reading tells it where everything is.
-        let mut writes = vec![self.keys.slot(slot), self.keys.node(slot)];
+        let mut writes = vec![self.keys.slot(slot), self.keys.node(slot), self.keys.lock("update")];
         if role == Role::Backup {
             writes.extend([self.keys.backup(), self.keys.stanza(), self.keys.lock("backup")]);
         }

@@ -9,6 +9,7 @@ fn node(role: &str, address: &str, state: &str) -> Node {
         address: address.into(),
         image: Image { name: "debian-13".into(), version: "1".into(), root_hash: None },
         pgbackrest: None,
+        update: None,
         state: state.into(),
         since: "2026-01-01T00:00:00Z".into(),
     }
