@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod crash;
 pub mod image;
 pub mod keys;
+pub mod next;
 pub mod plot;
 pub mod qemu;
 pub mod random;
