@@ -14,6 +14,7 @@ use crate::etcd::Swap;
 use crate::problem::Problem;
 use crate::register::{self, ClusterKey};
 use crate::render::pgbackrest::KINDS;
+use crate::roll;
 use crate::spec::Role;
 use crate::tool::Failed;
 
@@ -68,7 +69,14 @@ async fn look(backups: &Backups, done: &mut Done) -> Result<Option<String>> {
         return Err(problem.into());
     }
     let record = backups.record().await?;
-    same_versions(backups, &registered)?;
+    let pauses = match other_version(backups, &registered)? {
+        None => None,
+        // Between the first node's turn and this one's nothing else is to be expected, and the roll waits for who is not good.
+        Some(problem) if roll::under_way(&backups.client, backups.keys).await? => {
+            Some(format!("archiving may pause until the update has reached this node, too: {}", problem.what))
+        }
+        Some(problem) => return Err(problem.into()),
+    };
     let record = match (record, &content) {
         (Some(record), Content::Empty) => return Err(lost(backups, &record).into()),
         (Some(record), _) => record,
@@ -95,7 +103,7 @@ async fn look(backups: &Backups, done: &mut Done) -> Result<Option<String>> {
         }
         done.timers = true;
     }
-    Ok(None)
+    Ok(pauses)
 }
 
 fn path(backups: &Backups) -> String {
@@ -138,21 +146,20 @@ async fn content(backups: &Backups, system_id: &str) -> Result<Content> {
 }
 
 /// Both ends must be exactly the same version: archiving would stop at the first difference in protocol.
-fn same_versions(backups: &Backups, registered: &[Registered]) -> Result<()> {
+fn other_version(backups: &Backups, registered: &[Registered]) -> Result<Option<Problem>> {
     let mine = backups.desired.image.upstream_of("pgbackrest")?;
     let other = registered.iter().find_map(|node| {
         let theirs = node.pgbackrest.as_ref().filter(|theirs| node.role != Role::Backup && **theirs != mine)?;
         Some((node.slot.as_str(), theirs))
     });
-    match other {
-        None => Ok(()),
-        Some((slot, theirs)) => Err(Problem::new(
+    Ok(other.map(|(slot, theirs)| {
+        Problem::new(
             format!("pgBackRest here is {mine}, on {slot} it is {theirs}: both ends must be exactly the same version"),
             format!("etcd key nodes/{slot}"),
-            "give all nodes the same image, the repository host first",
+            "give all nodes the same image, the repository host last (`firstboot update --cluster` does): segments that \
+             wait on a running primary are archived then, those of one that stopped may be lost to the archive",
         )
-        .into()),
-    }
+    }))
 }
 
 fn lost(backups: &Backups, record: &Record) -> Problem {

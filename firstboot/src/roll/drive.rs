@@ -26,6 +26,11 @@ const ASK: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_secs(3);
 /// Writing a slot on a slow disk, from a slow server.
 const WRITE: Duration = Duration::from_secs(3600);
+/// The lock of a node that is gone for good. Longer than a restart with all its tries, although nothing depends on it: who is
+/// away or not good makes the others wait, with or without the lock.
+const LOCK_TTL: u32 = 900;
+/// Well within it.
+const RENEW: Duration = Duration::from_secs(60);
 /// A server may be away for a moment.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(5);
@@ -35,9 +40,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 struct Attempt {
     wish: String,
     version: String,
-    /// Boot that restarted into the new version, or found that it cannot.
+    /// Boot in which the version was put into the other slot, or could not be.
     boot_id: String,
-    /// Why there was no restart.
+    /// Why it could not.
     failed: Option<String>,
 }
 
@@ -67,14 +72,15 @@ pub struct Roll {
 impl Roll {
     /// Looks until dropped; only a restart of this node ends it.
     pub async fn run(&self) {
+        let mut wished = false;
         loop {
-            let wished = match self.look().await {
-                Ok(wished) => wished,
-                Err(error) => {
-                    tracing::debug!("update: {error:#}");
-                    true
+            match self.look().await {
+                Ok(found) => wished = found,
+                Err(error) if wished => {
+                    self.board.note_on(TOPIC, Some(format!("goes on when etcd answers: {error:#}")))
                 }
-            };
+                Err(error) => tracing::debug!("update: {error:#}"),
+            }
             tokio::time::sleep(if wished { SOON } else { SLOW }).await;
         }
     }
@@ -83,6 +89,9 @@ impl Roll {
     async fn look(&self) -> Result<bool> {
         let wish = self.client.get(&self.keys.update()).await?;
         let held = self.client.get(&self.keys.lock(LOCK)).await?;
+        if held_by(&held).as_deref() == Some(&self.slot) {
+            self.renew(&held).await;
+        }
         let Some(wish) = wish else {
             self.board.note_on(TOPIC, None);
             return Ok(false);
@@ -92,7 +101,8 @@ impl Roll {
             self.end(&wish, held).await?;
             return Ok(held_by(&self.client.get(&self.keys.lock(LOCK)).await?).as_deref() == Some(&self.slot));
         }
-        if let Some(why) = self.failed(&wish)? {
+        let attempt = self.attempt(&wish)?;
+        if let Some(why) = attempt.as_ref().and_then(|attempt| self.failed(attempt)) {
             self.stop(&wish, &why, held.clone()).await?;
         }
         let nodes = self.nodes().await?;
@@ -100,27 +110,33 @@ impl Roll {
         let leader = leader.and_then(|kv| String::from_utf8(kv.value).ok());
         match turn(&self.slot, &wish, &nodes, leader.as_deref(), held_by(&held).as_deref()) {
             Turn::Done => {}
-            Turn::Wait(why) => self.board.note_on(TOPIC, Some(why)),
-            Turn::Mine => self.take(&wish, &held).await?,
+            Turn::Wait(why) => {
+                self.board.note_on(TOPIC, Some(why));
+                // Whoever is the leader now, or not good any more: others must be able to go first.
+                self.unlock(held).await?;
+            }
+            Turn::Mine if held_by(&held).is_none() => self.lock(&wish).await?,
+            Turn::Mine if attempt.is_none() => self.take(&wish, &held).await?,
+            // Seen anew since it was written, which may have taken long: the others are good, and this is still the next one.
+            Turn::Mine => self.restart(&wish).await?,
         }
         Ok(true)
     }
 
-    /// Why this node did not take the version, if it tried.
-    fn failed(&self, wish: &Wish) -> Result<Option<String>> {
-        let attempt: Option<Attempt> = durable::read_json(&self.attempt())?;
-        let attempt = attempt.filter(|attempt| attempt.wish == wish.since);
-        Ok(attempt.and_then(|attempt| match attempt.failed {
-            Some(why) => Some(why),
-            // Restarted, and back with what it had: the boot loader went back.
-            None if attempt.boot_id != self.boot_id => {
-                Some(format!("it was bad there: the node came back with {}", self.version))
-            }
-            None => None,
-        }))
+    /// What this node did about a wish.
+    fn attempt(&self, wish: &Wish) -> Result<Option<Attempt>> {
+        let attempt: Option<Attempt> = durable::read_json(&self.file())?;
+        Ok(attempt.filter(|attempt| attempt.wish == wish.since))
     }
 
-    fn attempt(&self) -> std::path::PathBuf {
+    /// Why this node did not take the version it tried.
+    fn failed(&self, attempt: &Attempt) -> Option<String> {
+        // In the other slot, restarted, and back with what it had: the boot loader went back.
+        let back = || format!("it was bad there: the node came back with {}", self.version);
+        attempt.failed.clone().or_else(|| (attempt.boot_id != self.boot_id).then(back))
+    }
+
+    fn file(&self) -> std::path::PathBuf {
         self.layout.lib().join("update.json")
     }
 
@@ -131,7 +147,7 @@ impl Roll {
             boot_id: self.boot_id.clone(),
             failed: failed.map(str::to_owned),
         };
-        durable::write_json(&self.attempt(), &attempt, 0o600)
+        durable::write_json(&self.file(), &attempt, 0o600)
     }
 
     /// Says in the registry that this node did not take the version, and lets go.
@@ -176,6 +192,14 @@ impl Roll {
         Ok(())
     }
 
+    /// What fails here is tried at the next look.
+    async fn renew(&self, held: &Option<KeyValue>) {
+        let Some(lease) = held.as_ref().map(|kv| kv.lease).filter(|lease| *lease != 0) else { return };
+        if let Err(error) = self.client.keep_alive(lease).await {
+            tracing::debug!("update: the lock's lease: {error:#}");
+        }
+    }
+
     async fn unlock(&self, held: Option<KeyValue>) -> Result<()> {
         if held_by(&held).as_deref() == Some(&self.slot)
             && let Some(held) = held
@@ -185,28 +209,45 @@ impl Roll {
         Ok(())
     }
 
-    /// Takes the turn; ends with this node's restart, or with a reason why there is none.
-    async fn take(&self, wish: &Wish, held: &Option<KeyValue>) -> Result<()> {
-        if held_by(held).is_none() {
-            let holder = Holder {
-                owner: self.slot.clone(),
-                purpose: format!("update to {}", wish.version),
-                since: register::now(),
-            };
-            let swap = self.client.create(&self.keys.lock(LOCK), &serde_json::to_vec(&holder)?, None).await?;
-            // Somebody else was faster, or the others are seen differently now: the next look tells.
-            anyhow::ensure!(swap == Swap::Done, "the lock was taken meanwhile");
-            return Ok(());
+    /// Claims the turn.
+    async fn lock(&self, wish: &Wish) -> Result<()> {
+        let purpose = format!("update to {}", wish.version);
+        let holder = Holder { owner: self.slot.clone(), purpose, since: register::now() };
+        let lease = self.client.grant(LOCK_TTL).await?;
+        // Somebody else was faster, or the others are seen differently now: the next look tells.
+        match self.client.create(&self.keys.lock(LOCK), &serde_json::to_vec(&holder)?, Some(lease)).await? {
+            Swap::Done => Ok(()),
+            Swap::Lost(_) => Ok(self.client.revoke(lease).await?),
         }
+    }
+
+    /// Puts the version into the other slot; remembered before anything restarts, for whoever comes back without it must know
+    /// that it tried.
+    async fn take(&self, wish: &Wish, held: &Option<KeyValue>) -> Result<()> {
         self.board.note_on(TOPIC, Some(format!("{} is being written to the other slot", wish.version)));
         tracing::info!("update: it is this node's turn to take {}", wish.version);
-        if let Err(error) = self.write(wish).await {
-            let failed = error.downcast_ref::<Failed>().filter(|failed| !failed.stderr.is_empty());
-            let why = failed.map_or_else(|| format!("{error:#}"), |failed| failed.stderr.clone());
-            return self.remember(wish, Some(why.trim_start_matches("error: ")));
+        let renewed = async {
+            loop {
+                tokio::time::sleep(RENEW).await;
+                self.renew(held).await;
+            }
+        };
+        let written = tokio::select! {
+            written = self.write(wish) => written,
+            never = renewed => never,
+        };
+        match written {
+            Ok(()) => self.remember(wish, None),
+            Err(error) => {
+                let failed = error.downcast_ref::<Failed>().filter(|failed| !failed.stderr.is_empty());
+                let why = failed.map_or_else(|| format!("{error:#}"), |failed| failed.stderr.clone());
+                self.remember(wish, Some(why.trim_start_matches("error: ")))
+            }
         }
-        // Before the restart: whoever comes back without the version must know that it tried.
-        self.remember(wish, None)?;
+    }
+
+    /// Ends with this node.
+    async fn restart(&self, wish: &Wish) -> Result<()> {
         self.board.note_on(TOPIC, Some(format!("restarting into {}", wish.version)));
         tool::systemctl(&["--no-block", "reboot"]).run().await.context("restarting")?;
         std::future::pending().await

@@ -10,17 +10,21 @@
 //! the same version; the new primary keeps its own segments until the repository host has followed. The other way round
 //! segments of the old primary would be missing in the archive for ever.
 //!
-//! The lock has no lease: its owner restarts while it holds it. A node that does not come back keeps it, and so stops the
-//! roll; `firstboot update --cancel` gives up.
+//! The lock's lease outlives its owner's restart, and ends when the owner is gone for good. A node that does not come back
+//! stops the roll all the same, because nobody goes on while a registered node is not good; `firstboot update --cancel`
+//! gives up.
 
 mod ask;
 mod drive;
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 pub use ask::{Overview, cancel, overview, wish};
 pub use drive::Roll;
 
+use crate::etcd::Client;
+use crate::register::{Keys, Node};
 use crate::spec::Role;
 
 /// Topic of what `firstboot status` notes.
@@ -124,6 +128,20 @@ fn turn(own: &str, wish: &Wish, nodes: &[Seen], leader: Option<&str>, holder: Op
     }
 }
 
+/// Whether nodes are still to take what is wished, and none of them has stopped the others: their versions differ on purpose.
+pub async fn under_way(client: &Client, keys: Keys) -> Result<bool> {
+    let Some(wish) = client.get(&keys.update()).await? else { return Ok(false) };
+    let wish: Wish = wish.json().context("reading the wished version")?;
+    let nodes = client.list(&keys.node("")).await?;
+    Ok(goes_on(&wish, nodes.iter().filter_map(|kv| kv.json().ok())))
+}
+
+fn goes_on(wish: &Wish, nodes: impl Iterator<Item = Node>) -> bool {
+    let nodes = Vec::from_iter(nodes);
+    let stopped = |node: &Node| node.update.as_ref().is_some_and(|stopped| stopped.wish == wish.since);
+    !nodes.iter().any(stopped) && nodes.iter().any(|node| node.image.version != wish.version)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,5 +212,24 @@ mod tests {
         assert!(says(&bad, Some("pg-1"), None).contains("stopped at pg-3: it came back"));
         bad[3].stopped = Some(Stopped { wish: "an earlier one".into(), ..stopped });
         assert_eq!(says(&bad, Some("pg-1"), None), "Mine");
+    }
+
+    /// Different versions are no fault while the roll goes on, and one as soon as it does not.
+    #[test]
+    fn it_is_under_way_until_all_have_it_or_one_has_stopped() {
+        let stopped = Stopped { wish: wish().since, version: NEW.into(), why: "bad there".into() };
+        let earlier = Stopped { wish: "an earlier one".into(), ..stopped.clone() };
+        let node = |version: &str, update: Option<&Stopped>| Node {
+            role: "node".into(),
+            address: "10.0.0.1".into(),
+            image: crate::register::Image { name: "x".into(), version: version.into(), root_hash: None },
+            state: "running".into(),
+            since: String::new(),
+            pgbackrest: None,
+            update: update.cloned(),
+        };
+        let says = |nodes: [Node; 2]| goes_on(&wish(), nodes.into_iter());
+        assert!(says([node(NEW, None), node("1", None)]) && says([node(NEW, None), node("1", Some(&earlier))]));
+        assert!(!says([node(NEW, None), node(NEW, None)]) && !says([node(NEW, None), node("1", Some(&stopped))]));
     }
 }
