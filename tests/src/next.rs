@@ -27,14 +27,14 @@ pub struct Next {
 }
 
 impl Next {
-    /// Puts what a node needs of the set below a directory of its `/var`.
+    /// Puts what a node needs of the set below a directory of its `/var`; hundreds of megabytes, which are read only.
     pub fn give(&self, to: &Path) -> anyhow::Result<()> {
         fs_err::create_dir_all(to)?;
         for entry in fs_err::read_dir(&self.dir)? {
             let path = entry?.path();
             let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
-            if !name.ends_with(".squashfs") {
-                Cmd::new(&table::CP).args(["--reflink=auto"]).arg(&path).arg(to.join(name)).run()?;
+            if !name.ends_with(".squashfs") && fs_err::hard_link(&path, to.join(&name)).is_err() {
+                Cmd::new(&table::CP).arg(&path).arg(to.join(name)).run()?;
             }
         }
         Ok(())

@@ -23,6 +23,7 @@ pub struct Machine {
     dir: PathBuf,
     disk: PathBuf,
     seed: Option<PathBuf>,
+    volume: Option<PathBuf>,
     probe: Option<String>,
     sector: u32,
     board: lab::Machine,
@@ -34,7 +35,15 @@ impl Machine {
         fs_err::create_dir_all(dir)?;
         let board = lab::Machine { accel: lab::Accel::Tcg, memory_mib: 1024, cpus: 1, ..lab::Machine::default() };
         fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
-        Ok(Self { dir: dir.to_owned(), disk: disk.to_owned(), seed: None, probe: None, sector: 512, board })
+        Ok(Self {
+            dir: dir.to_owned(),
+            disk: disk.to_owned(),
+            seed: None,
+            volume: None,
+            probe: None,
+            sector: 512,
+            board,
+        })
     }
 
     /// With firmware that starts only what [`secure_key`] has signed.
@@ -55,6 +64,13 @@ impl Machine {
     #[must_use]
     pub fn seed(mut self, iso: &Path) -> Self {
         self.seed = Some(iso.to_owned());
+        self
+    }
+
+    /// With one more disk, read-only.
+    #[must_use]
+    pub fn volume(mut self, disk: &Path) -> Self {
+        self.volume = Some(disk.to_owned());
         self
     }
 
@@ -83,9 +99,10 @@ impl Machine {
             .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()));
-        if let Some(seed) = &self.seed {
-            cmd = cmd.arg("-drive").arg(drive("seed", seed, ",readonly=on"));
-            cmd = cmd.args(["-device", "virtio-blk-pci,drive=seed"]);
+        for (name, file) in [("seed", &self.seed), ("volume", &self.volume)] {
+            let Some(file) = file else { continue };
+            cmd = cmd.arg("-drive").arg(drive(name, file, ",readonly=on"));
+            cmd = cmd.arg("-device").arg(format!("virtio-blk-pci,drive={name}"));
         }
         if let Some(script) = &self.probe {
             let unit = self.dir.join("probe.service");

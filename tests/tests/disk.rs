@@ -8,21 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use pgkiln::bake;
-use pgkiln::cli::default_cache_dir;
-use pgkiln::cluster::{self, SeedFormat};
 use pgkiln::disk::secure_boot::Keys;
 use pgkiln::outputs::Format;
-use pgkiln::progress::Ui;
+use pgkiln_tests::disk::{self, seed, value};
+use pgkiln_tests::image;
 use pgkiln_tests::qemu::{self, Machine};
-use pgkiln_tests::{image, workspace};
 
 type Result<T = ()> = anyhow::Result<T>;
 
 /// From power to what is waited for. Emulation on a busy machine is slow: a limit only ends a test that would never end.
 const LIMIT: Duration = Duration::from_secs(600);
-/// What an operator gives the machine: room for slot B and some data.
-const DISK_BYTES: u64 = 6 << 30;
 
 /// Says what a person would look for, and powers off.
 const LOOK: &str = "\
@@ -42,43 +37,11 @@ fn disk(dir: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn baked(dir: &Path, format: Format, keys: Option<Keys>) -> Result<Option<PathBuf>> {
-    if image::baked().is_none() {
-        return Ok(None);
-    }
-    let out = workspace::root().join("target/selftest/debian-13-disk");
-    let options = bake::Options {
-        formats: Some(vec![format]),
-        secure_boot: keys,
-        relock: true,
-        ..bake::Options::new(workspace::image("debian-13"), out)
-    };
-    let baked = bake::bake(&options, &Ui::silent(default_cache_dir()))?;
-    let raw = baked.outputs.iter().find(|path| path.extension().is_some_and(|extension| extension == "raw"));
-    let target = dir.join("disk.raw");
-    qemu::disk(raw.context("a raw disk")?, &target, DISK_BYTES)?;
-    Ok(Some(target))
+    Ok(image::baked().map(|_| disk::bake(dir, format, keys)).transpose()?.map(|(disk, _)| disk))
 }
 
 fn scratch() -> Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new().prefix("pgkiln-disk-").tempdir_in("/var/tmp")?)
-}
-
-/// A seed of a cluster of one, at the address QEMU's network has for it.
-fn seed(dir: &Path) -> Result<PathBuf> {
-    let options = cluster::Options {
-        name: "orders".to_owned(),
-        nodes: vec!["10.0.2.15".to_owned()],
-        prefix_len: Some(24),
-        ..Default::default()
-    };
-    let cluster = cluster::create(&dir.join("cluster"), options.definition()?)?;
-    cluster.write_seeds(&["pg-1".to_owned()], SeedFormat::Iso, &dir.join("seeds"), true)?;
-    Ok(dir.join("seeds/pg-1.iso"))
-}
-
-fn value<'a>(console: &'a str, name: &str) -> &'a str {
-    let found = console.lines().rev().find_map(|line| Some(line.split_once(&format!("probe-{name}="))?.1));
-    found.unwrap_or_default().trim()
 }
 
 #[test]

@@ -1,28 +1,49 @@
 //! A whole cluster takes another version while it is written to: one node at a time, one change of the leader, nothing lost;
-//! and a version that does not work goes no further than the first node. Run by `cargo selftest`; alone:
-//! `PGKILN_TEST_IMAGE=… cargo test -p pgkiln-tests --test update`.
+//! and a version that does not work goes no further than the first node, whatever else happens meanwhile. Run by
+//! `cargo selftest`; alone: `PGKILN_TEST_IMAGE=… cargo test -p pgkiln-tests --test update`.
 //!
 //! The nodes are containers: the other slot is a file, and the lab chooses what boots as systemd-boot would (`lab::slots`).
+//! Disks, and the boot loader itself: `update_disk`.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
-use firstboot::spec::Rto;
+use anyhow::{Context, bail, ensure};
+use firstboot::backup::Listed;
+use firstboot::spec::Role;
+use firstboot::status::Verdict;
+use pgkiln::cluster::Node;
 use pgkiln_tests::cluster::TestCluster;
 use pgkiln_tests::next::{self, Next};
 
-/// All three nodes, one after the other; emulated disks and busy machines take longer than the 15 s a node needs.
-const ROLL: Duration = Duration::from_secs(240);
+/// Slot of the repository host.
+const BKP: &str = "bkp-1";
+/// All four nodes, one after the other; busy machines take longer than the 15 s a node needs.
+const ROLL: Duration = Duration::from_secs(300);
+/// One step of a node: a restart, a slot being written.
+const STEP: Duration = Duration::from_secs(120);
 /// Writes through the proxies stop for the leader's handover only.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
-fn versions(cluster: &TestCluster) -> anyhow::Result<Vec<String>> {
-    cluster.slots.iter().map(|slot| Ok(cluster.image_info(slot)?.version)).collect()
+fn every(cluster: &TestCluster) -> Vec<String> {
+    cluster.slots.iter().chain(&cluster.others).cloned().collect()
 }
 
 fn overview(cluster: &TestCluster, slot: &str) -> anyhow::Result<serde_json::Value> {
     let said = cluster.output(slot, &["firstboot", "update", "--status", "--json"])?;
     serde_json::from_str(&said).with_context(|| format!("update --status: {said}"))
+}
+
+/// The wish, whose turn it is and what every node runs, asked on the first node that knows.
+fn seen(cluster: &TestCluster) -> anyhow::Result<serde_json::Value> {
+    let known = |slot: &String| Some(overview(cluster, slot).ok()?["cluster"].clone()).filter(|known| !known.is_null());
+    cluster.slots.iter().find_map(known).context("no node sees the cluster")
+}
+
+fn turn(cluster: &TestCluster) -> anyhow::Result<String> {
+    let turn = seen(cluster)?["turn"].as_str().map(str::to_owned);
+    turn.context("it is nobody's turn")
 }
 
 /// Timeline of the leader: one more for every change.
@@ -32,8 +53,8 @@ fn timeline(cluster: &TestCluster) -> anyhow::Result<i64> {
 }
 
 fn wish(cluster: &TestCluster, next: &Next, name: &str) -> anyhow::Result<()> {
-    for slot in &cluster.slots {
-        next.give(&cluster.var(slot).join("lib").join(name))?;
+    for slot in every(cluster) {
+        next.give(&cluster.var(&slot).join("lib").join(name))?;
     }
     let path = format!("/var/lib/{name}");
     let said = cluster.output(&cluster.slots[0], &["firstboot", "update", "--cluster", "--older", &path])?;
@@ -43,12 +64,39 @@ fn wish(cluster: &TestCluster, next: &Next, name: &str) -> anyhow::Result<()> {
 
 /// Every node has the version and is good, and nobody holds the lock any more.
 fn rolled(cluster: &TestCluster, version: &str) -> anyhow::Result<()> {
-    let now = versions(cluster)?;
-    ensure!(now.iter().all(|one| one == version), "versions {now:?}");
+    let seen = seen(cluster)?;
+    let nodes = seen["nodes"].as_array().cloned().unwrap_or_default();
+    ensure!(nodes.len() == every(cluster).len(), "nodes {nodes:?}");
+    ensure!(nodes.iter().all(|node| node["version"] == version), "versions {nodes:?}");
+    ensure!(seen["turn"].is_null(), "{} still holds the lock", seen["turn"]);
     cluster.check_healthy(&cluster.slots)?;
-    let turn = overview(cluster, &cluster.slots[0])?["cluster"]["turn"].clone();
-    ensure!(turn.is_null(), "{turn} still holds the lock");
+    for slot in &cluster.others {
+        let status = cluster.status(slot)?;
+        ensure!(status.verdict == Verdict::Good, "{slot}: {:?} {:?}", status.waiting_for, status.error);
+    }
     Ok(())
+}
+
+/// A node's `/boot`, as the host sees it.
+fn boot(cluster: &TestCluster, slot: &str) -> PathBuf {
+    cluster.var(slot).with_file_name("boot")
+}
+
+/// What is there while the other slot is being written.
+fn unfinished(cluster: &TestCluster, slot: &str) -> PathBuf {
+    boot(cluster, slot).join("slots/.root.new")
+}
+
+/// What the loader's files of a node are called.
+fn loader(cluster: &TestCluster, slot: &str) -> anyhow::Result<Vec<String>> {
+    let names = fs_err::read_dir(boot(cluster, slot).join("EFI/Linux"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect()
+}
+
+fn starts(cluster: &TestCluster, slot: &str) -> anyhow::Result<u32> {
+    let nodes = cluster.lab.status()?.nodes;
+    Ok(nodes.iter().find(|node| node.slot == slot).context("a node")?.starts)
 }
 
 #[test]
@@ -62,14 +110,25 @@ fn a_cluster_takes_a_version_and_refuses_one_that_does_not_work() {
 }
 
 fn story() -> anyhow::Result<()> {
+    let started = Instant::now();
     let [good, broken] = next::bake()?;
+    let since = |what: &str| eprintln!("{:>6.1}s  {what}", started.elapsed().as_secs_f64());
+    since("both versions are baked");
     let cluster = TestCluster::builder().named("update").define(|definition| {
-        definition.postgres.rto = Rto::Fast;
+        let address = "10.91.0.31".parse().expect("an address");
+        definition.nodes.push(Node::new(BKP, address).with_role(Role::Backup));
     });
     let cluster = cluster.up()?;
-    cluster.wait_healthy(Duration::from_secs(90))?;
+    cluster.wait_healthy(STEP)?;
+    cluster.wait_good(&cluster.others, 2 * STEP)?;
+    since("the cluster is healthy, its repository host good");
     takes(&cluster, &good)?;
-    refuses(&cluster, &broken, &good)
+    since("all nodes have the version");
+    archived(&cluster)?;
+    since("the archive has no hole");
+    refuses(&cluster, &broken, &good)?;
+    since("the broken version was refused");
+    Ok(())
 }
 
 fn takes(cluster: &TestCluster, next: &Next) -> anyhow::Result<()> {
@@ -78,54 +137,126 @@ fn takes(cluster: &TestCluster, next: &Next) -> anyhow::Result<()> {
     writer.wait_rows(100, Duration::from_secs(30))?;
     let started = Instant::now();
     wish(cluster, next, "next")?;
-    let mut order = Vec::new();
+    let (mut order, mut notes) = (Vec::new(), BTreeSet::new());
     cluster.wait_for("the new version everywhere", ROLL, || {
-        let turn = cluster.slots.iter().find_map(|slot| overview(cluster, slot).ok());
-        if let Some(turn) = turn.and_then(|overview| overview["cluster"]["turn"].as_str().map(str::to_owned))
+        if let Ok(turn) = turn(cluster)
             && order.last() != Some(&turn)
         {
             order.push(turn);
         }
+        let status = cluster.slots.iter().filter_map(|slot| cluster.status(slot).ok());
+        notes.extend(status.flat_map(|status| status.notes).filter(|note| note.starts_with("backups:")));
         rolled(cluster, &next.version)
     })?;
     let took = started.elapsed();
     let log = writer.stop();
     let lost = cluster.lost(&cluster.slots[0], &log)?;
     eprintln!(
-        "rolled in {:.1}s in the order {order:?}, longest pause {:.2}s, {} rows, {lost} lost",
+        "rolled in {:.1}s in the order {order:?}, longest pause {:.2}s, {} rows, {lost} lost; noted {notes:?}",
         took.as_secs_f64(),
         log.longest_pause.as_secs_f64(),
         log.acknowledged.len()
     );
     ensure!(lost == 0, "{lost} acknowledged rows are lost");
     ensure!(timeline(cluster)? == before + 1, "timeline {before} became {}", timeline(cluster)?);
-    ensure!(order.last() == Some(&leader) && order.len() == 3, "the leader {leader} was not the last: {order:?}");
+    let expected = order.len() == 4 && order[2] == leader && order[3] == BKP;
+    ensure!(expected, "not the leader {leader} and then the repository host last: {order:?}");
     ensure!(log.longest_pause < LONGEST_PAUSE, "writes stopped for {:?}", log.longest_pause);
-    for slot in &cluster.slots {
-        let loader = overview(cluster, slot)?["node"]["loader"].clone();
+    for slot in every(cluster) {
+        let loader = overview(cluster, &slot)?["node"]["loader"].clone();
         ensure!(loader[0]["tries_left"].is_null() && loader[0]["running"] == true, "{slot}: {loader}");
     }
+    Ok(())
+}
+
+/// What was written before, during and after the roll is in the repository, on both timelines and without a hole.
+fn archived(cluster: &TestCluster) -> anyhow::Result<()> {
+    let leader = cluster.leader()?;
+    cluster.psql(&leader, "SELECT pg_logical_emit_message(true, 'test', 'something')")?;
+    let segment = cluster.psql(&leader, "SELECT pg_walfile_name(pg_switch_wal())")?;
+    cluster.wait_for(&format!("{segment} in the repository"), STEP, || {
+        let listed: Listed = serde_json::from_str(&cluster.output(BKP, &["firstboot", "backups", "--json"])?)?;
+        let newest = listed.wal_max.unwrap_or_default();
+        ensure!(newest >= segment, "the newest is {newest}");
+        Ok(())
+    })?;
+    let find = ["find", "/var/lib/pgbackrest", "-path", "*/archive/*", "-type", "f", "-printf", "%f\n"];
+    let found = cluster.output(BKP, &find)?;
+    let whole = found.lines().filter_map(|name| name.split_once('-').map(|(segment, _)| segment));
+    let whole = whole.filter(|segment| segment.len() == 24);
+    // Log and segment; a log has 256 segments of 16 MiB.
+    let number = |name: &str| {
+        Some(u64::from_str_radix(&name[8..16], 16).ok()? * 256 + u64::from_str_radix(&name[16..], 16).ok()?)
+    };
+    let numbers: BTreeSet<u64> = whole.clone().filter_map(number).collect();
+    let timelines: BTreeSet<&str> = whole.map(|name| &name[..8]).collect();
+    let (first, last) = (numbers.first().context("a segment")?, numbers.last().context("a segment")?);
+    ensure!(last - first + 1 == numbers.len() as u64, "holes between {first} and {last}: {numbers:?}");
+    ensure!(timelines.len() == 2, "timelines {timelines:?}");
     Ok(())
 }
 
 fn refuses(cluster: &TestCluster, broken: &Next, good: &Next) -> anyhow::Result<()> {
     let before = timeline(cluster)?;
     wish(cluster, broken, "broken")?;
-    let stopped = cluster.wait_for("the roll to stop", ROLL, || {
-        let nodes = overview(cluster, &cluster.slots[0])?["cluster"]["nodes"].clone();
-        let nodes = nodes.as_array().cloned().unwrap_or_default();
-        let stopped = nodes.into_iter().find(|node| node["stopped"].is_string());
-        stopped.context("nobody has stopped it yet")
+    let slot = cluster.wait_for("a slot being written", STEP, || {
+        let written = cluster.slots.iter().find(|slot| unfinished(cluster, slot).exists());
+        written.cloned().context("none is")
     })?;
+    // Power that fails meanwhile: the node comes back with what it had, and begins again.
+    cluster.lab.kill(&slot)?;
+    ensure!(!loader(cluster, &slot)?.iter().any(|name| name.contains("+3")), "too late: it was written already");
+    fs_err::remove_file(unfinished(cluster, &slot))?;
+    cluster.lab.start(&slot)?;
+    let (others, leader) = (cluster.others(&slot), cluster.leader()?);
+    let replica = others.iter().find(|other| **other != leader).context("a replica")?;
+    cluster.wait_for("the same node at it again", STEP, || {
+        ensure!(unfinished(cluster, &slot).exists(), "it is not");
+        Ok(())
+    })?;
+    waits_without_quorum(cluster, &slot, replica)?;
+    let stopped = cluster.wait_for("the roll to stop", ROLL, || {
+        let nodes = seen(cluster)?["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.into_iter().find(|node| node["stopped"].is_string()).context("nobody has stopped it yet")
+    })?;
+    ensure!(stopped["slot"] == slot.as_str(), "{stopped}, it was {slot}'s turn");
     ensure!(stopped["stopped"].as_str().unwrap_or_default().contains("came back with"), "{stopped}");
-    cluster.wait_healthy(Duration::from_secs(60))?;
+    cluster.wait_healthy(STEP)?;
     rolled(cluster, &good.version)?;
     ensure!(timeline(cluster)? == before, "a replica's failure changed the leader");
-    let slot = stopped["slot"].as_str().context("a slot")?.to_owned();
     let notes = cluster.status(&cluster.leader()?)?.notes.join("; ");
     ensure!(notes.contains(&format!("stopped at {slot}")), "the leader notes {notes:?}");
     let loader = overview(cluster, &slot)?["node"]["loader"].clone();
     ensure!(loader[0]["running"] == true && loader[1]["tries_left"] == 0, "{slot}: {loader}");
     cluster.output(&cluster.slots[0], &["firstboot", "update", "--cancel"])?;
     Ok(())
+}
+
+/// Without etcd's quorum nobody restarts, even a node that has written its slot; with it the roll goes on, after a node whose
+/// power failed meanwhile is back.
+fn waits_without_quorum(cluster: &TestCluster, slot: &str, replica: &str) -> anyhow::Result<()> {
+    let others = cluster.others(slot);
+    // At once: the slot is written within seconds.
+    std::thread::scope(|scope| {
+        let killers: Vec<_> = others.iter().map(|other| scope.spawn(|| cluster.kill_etcd(other))).collect();
+        killers.into_iter().try_for_each(|killer| killer.join().unwrap_or_else(|_| bail!("a thread panicked")))
+    })?;
+    cluster.wait_for("the version in the other slot", STEP, || {
+        let names = loader(cluster, slot)?;
+        ensure!(names.iter().any(|name| name.contains("+3")), "{names:?}");
+        Ok(())
+    })?;
+    let known = starts(cluster, slot)?;
+    cluster.wait_for("the node to say what it waits for", STEP, || {
+        let notes = cluster.status(slot)?.notes.join("; ");
+        ensure!(notes.contains("goes on when etcd answers"), "{slot} notes {notes:?}");
+        Ok(())
+    })?;
+    std::thread::sleep(Duration::from_secs(5));
+    ensure!(starts(cluster, slot)? == known, "{slot} restarted although etcd has no quorum");
+    for other in &others {
+        cluster.output(other, &["systemctl", "start", "etcd"])?;
+    }
+    cluster.lab.kill(replica)?;
+    cluster.lab.start(replica)
 }

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use pgkiln_tests::crash::Sweep;
 use pgkiln_tests::plot::median;
+use pgkiln_tests::powercut::Prepared;
 use pgkiln_tests::{birth, chaos, workspace};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +57,12 @@ enum What {
         /// Nodes of the cluster; the first one's agent is killed
         #[arg(long, default_value_t = 1)]
         nodes: usize,
+    },
+    /// Cutting the power of a machine at a random moment of an update, every third time of its first boot; needs QEMU
+    Update {
+        /// Runs 1 to COUNT
+        #[arg(long, default_value_t = 50)]
+        count: u64,
     },
 }
 
@@ -186,6 +194,16 @@ fn main() -> anyhow::Result<()> {
                 Ok((timed(outcome.seconds), at))
             };
             ledger.run(&points, 1, one).map(drop)
+        }
+        What::Update { count } => {
+            let prepared = Prepared::new()?;
+            println!("{prepared}");
+            let one = |number| {
+                let started = Instant::now();
+                let what = prepared.run(number)?;
+                Ok((timed(started.elapsed().as_secs_f64()), what))
+            };
+            Ledger::open("update", cli.fresh)?.run(&Vec::from_iter(1..=count), 1, one).map(drop)
         }
     }
 }

@@ -1,0 +1,142 @@
+//! A machine whose power fails at a random moment of an update, or of its first boot: it always comes up in one of the two
+//! versions, with its data.
+//!
+//! "Power" is QEMU's process: what the guest had not yet written is gone, what it had written is on the disk.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use pgkiln::outputs::Format;
+
+use crate::disk::{self, RUN_VOLUME, object, value};
+use crate::next::{self, Next};
+use crate::qemu::{self, Machine};
+use crate::random::SplitMix;
+
+/// From power to the machine's end.
+const LIMIT: Duration = Duration::from_secs(900);
+/// Every so many runs it is a first boot whose power fails.
+const FIRST_BOOT: u64 = 3;
+
+/// Makes data, updates, or looks: what this boot is for is a file on the disk itself.
+const PROBE: &str = r#"
+say() { echo "probe-$1=$2"; }
+step=$(cat /var/step 2>/dev/null || echo look)
+if [ "$step" = update ]; then
+    echo look > /var/step
+    sync
+    say begin now
+    firstboot update --older --json /run/set/good
+    say end now
+    sleep infinity
+fi
+until firstboot verdict; do sleep 1; done
+psql -qc 'CREATE TABLE IF NOT EXISTS kept AS SELECT 42 AS n'
+say kept "$(psql -Atc 'SELECT n FROM kept')"
+say failed "[$(systemctl list-units --failed --plain --no-legend | cut -d' ' -f1 | xargs)]"
+say status "$(firstboot update --status --json)"
+echo update > /var/step
+systemctl poweroff
+"#;
+
+/// A node that is good and off, and what its next boots need.
+pub struct Prepared {
+    dir: tempfile::TempDir,
+    fresh: PathBuf,
+    formed: PathBuf,
+    seed: PathBuf,
+    sets: PathBuf,
+    versions: [String; 2],
+    /// From power to good, and the update itself.
+    boot: Duration,
+    update: Duration,
+}
+
+impl Prepared {
+    /// Boots a node for the first time, and measures an update that nothing disturbs.
+    pub fn new() -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("pgkiln-powercut-").tempdir_in("/var/tmp")?;
+        let [good, _]: [Next; 2] = next::bake()?;
+        let (fresh, version) = disk::bake(dir.path(), Format::Raw, None)?;
+        let mut prepared = Self {
+            seed: disk::seed(dir.path())?,
+            sets: disk::volume(dir.path(), &[("good", &good)], PROBE)?,
+            formed: dir.path().join("formed.raw"),
+            versions: [version, good.version],
+            fresh,
+            dir,
+            boot: Duration::ZERO,
+            update: Duration::ZERO,
+        };
+        let started = Instant::now();
+        copy(&prepared.fresh, &prepared.formed)?;
+        prepared.look(&prepared.formed)?;
+        prepared.boot = started.elapsed();
+        let disk = prepared.copy(&prepared.formed)?;
+        let mut booted = prepared.machine(&disk)?.boot()?;
+        booted.wait_for("probe-begin=", LIMIT)?;
+        let started = Instant::now();
+        booted.wait_for("probe-end=", LIMIT)?;
+        prepared.update = started.elapsed();
+        Ok(prepared)
+    }
+
+    fn machine(&self, disk: &Path) -> anyhow::Result<Machine> {
+        let machine = Machine::new(&self.dir.path().join("machine"), disk)?;
+        Ok(machine.seed(&self.seed).volume(&self.sets).probe(RUN_VOLUME))
+    }
+
+    fn copy(&self, from: &Path) -> anyhow::Result<PathBuf> {
+        let disk = self.dir.path().join("tried.raw");
+        copy(from, &disk)?;
+        Ok(disk)
+    }
+
+    /// Boots until the node is good; says which version it has.
+    fn look(&self, disk: &Path) -> anyhow::Result<String> {
+        let said = self.machine(disk)?.boot()?.wait_for_end(LIMIT)?;
+        let version = object(&said, "status")?["node"]["running"].as_str().unwrap_or_default().to_owned();
+        ensure!(value(&said, "kept") == "42" && value(&said, "failed") == "[]", "{said}");
+        ensure!(self.versions.contains(&version), "{version} runs: {said}");
+        Ok(version)
+    }
+
+    /// One power cut. What it was, and which version came up.
+    pub fn run(&self, number: u64) -> anyhow::Result<String> {
+        let mut random = SplitMix(number);
+        let mut within = |longest: Duration| longest.mul_f64(random.below(1000) as f64 / 1000.0);
+        if number.is_multiple_of(FIRST_BOOT) {
+            let disk = self.copy(&self.fresh)?;
+            let moment = within(self.boot);
+            let booted = self.machine(&disk)?.boot()?;
+            std::thread::sleep(moment);
+            drop(booted);
+            let version = self.look(&disk)?;
+            ensure!(version == self.versions[0], "{version} runs after a first boot");
+            return Ok(format!("first boot cut after {:.1}s", moment.as_secs_f64()));
+        }
+        let disk = self.copy(&self.formed)?;
+        let moment = within(self.update + self.update / 10);
+        let mut booted = self.machine(&disk)?.boot()?;
+        booted.wait_for("probe-begin=", LIMIT)?;
+        std::thread::sleep(moment);
+        drop(booted);
+        let version = self.look(&disk)?;
+        let which = if version == self.versions[0] { "the version before" } else { "the new version" };
+        let of = self.update.as_secs_f64();
+        Ok(format!("update cut after {:.1}s of {of:.1}s: {which}", moment.as_secs_f64()))
+    }
+}
+
+impl std::fmt::Display for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (boot, update) = (self.boot.as_secs_f64(), self.update.as_secs_f64());
+        write!(f, "undisturbed: a first boot takes {boot:.1}s, an update {update:.1}s")
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let bytes = fs_err::metadata(from)?.len();
+    qemu::disk(from, to, bytes)
+}
