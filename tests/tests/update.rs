@@ -129,6 +129,8 @@ fn story() -> anyhow::Result<()> {
     since("the archive has no hole");
     refuses(&cluster, &broken, &good)?;
     since("the broken version was refused");
+    keeps_its_tries(&cluster, &good)?;
+    since("a boot without quorum kept its tries");
     Ok(())
 }
 
@@ -237,11 +239,7 @@ fn refuses(cluster: &TestCluster, broken: &Next, good: &Next) -> anyhow::Result<
 /// power failed meanwhile is back.
 fn waits_without_quorum(cluster: &TestCluster, slot: &str, replica: &str) -> anyhow::Result<()> {
     let others = cluster.others(slot);
-    // At once: the slot is written within seconds.
-    std::thread::scope(|scope| {
-        let killers: Vec<_> = others.iter().map(|other| scope.spawn(|| cluster.kill_etcd(other))).collect();
-        killers.into_iter().try_for_each(|killer| killer.join().unwrap_or_else(|_| bail!("a thread panicked")))
-    })?;
+    kill_etcds(cluster, &others)?;
     cluster.wait_for("the version in the other slot", STEP, || {
         let names = loader(cluster, slot)?;
         ensure!(names.iter().any(|name| name.contains("+3")), "{names:?}");
@@ -255,9 +253,49 @@ fn waits_without_quorum(cluster: &TestCluster, slot: &str, replica: &str) -> any
     })?;
     std::thread::sleep(Duration::from_secs(5));
     ensure!(starts(cluster, slot)? == known, "{slot} restarted although etcd has no quorum");
-    for other in &others {
-        cluster.output(other, &["systemctl", "start", "etcd"])?;
-    }
+    start_etcds(cluster, &others)?;
     cluster.lab.kill(replica)?;
     cluster.lab.start(replica)
+}
+
+/// At once: a slot is written within seconds.
+fn kill_etcds(cluster: &TestCluster, slots: &[String]) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let killers: Vec<_> = slots.iter().map(|slot| scope.spawn(|| cluster.kill_etcd(slot))).collect();
+        killers.into_iter().try_for_each(|killer| killer.join().unwrap_or_else(|_| bail!("a thread panicked")))
+    })
+}
+
+fn start_etcds(cluster: &TestCluster, slots: &[String]) -> anyhow::Result<()> {
+    slots.iter().try_for_each(|slot| cluster.output(slot, &["systemctl", "start", "etcd"]).map(drop))
+}
+
+/// A node that boots a version which was never good there, while etcd has no quorum: it waits, and that is not the version's
+/// fault.
+fn keeps_its_tries(cluster: &TestCluster, good: &Next) -> anyhow::Result<()> {
+    let leader = cluster.leader()?;
+    let slot = cluster.slots.iter().find(|slot| **slot != leader).context("a replica")?;
+    let counts = |mark: &str| {
+        let names = loader(cluster, slot)?;
+        let of =
+            |name: &&String| name.split('+').next().unwrap_or(name).trim_end_matches(".efi").ends_with(&good.version);
+        let name = names.iter().find(of).context("no file of the version")?.clone();
+        let fits = if mark.is_empty() { !name.contains('+') } else { name.contains(mark) };
+        ensure!(fits, "the file is `{name}`");
+        Ok(name)
+    };
+    let (others, name) = (cluster.others(slot), counts("")?);
+    kill_etcds(cluster, &others)?;
+    cluster.lab.kill(slot)?;
+    let files = boot(cluster, slot).join("EFI/Linux");
+    fs_err::rename(files.join(&name), files.join(name.replace(".efi", "+3.efi")))?;
+    cluster.lab.start(slot)?;
+    counts("+2-1.efi").context("this boot's try was not counted")?;
+    cluster.wait_for("the try to be given back", STEP, || counts("+3.efi"))?;
+    let waits = cluster.status(slot)?;
+    ensure!(waits.verdict == Verdict::Undecided, "{waits:?}");
+    start_etcds(cluster, &others)?;
+    cluster.wait_healthy(STEP)?;
+    cluster.wait_for("the version to be good", STEP, || counts(""))?;
+    Ok(())
 }
