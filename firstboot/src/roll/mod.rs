@@ -2,7 +2,7 @@
 //! each node's agent takes its turn when it comes.
 //!
 //! ```text
-//! wish in etcd -> my turn? -> lock -> other slot (`update`) -> restart -> good again -> unlock
+//! wish in etcd -> my turn? -> lock -> other slot (`update`) -> still my turn? -> restart -> good again -> unlock
 //! ```
 //!
 //! Replicas and nodes without data go first, the leader after them, so that leadership moves once at most and to a node that
