@@ -15,6 +15,7 @@ pub mod fence;
 mod fixtures;
 pub mod handover;
 pub mod image_info;
+pub mod install;
 pub mod join;
 pub mod layout;
 pub mod member;

@@ -27,6 +27,19 @@ pub struct Machine {
     probe: Option<String>,
     sector: u32,
     board: lab::Machine,
+    bios: bool,
+    kernel: Option<Kernel>,
+}
+
+/// What a boot loader hands over: QEMU does it itself.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// The kernel.
+    pub image: PathBuf,
+    /// The initramfs: all archives, one behind the other.
+    pub initrd: PathBuf,
+    /// The command line.
+    pub command_line: String,
 }
 
 impl Machine {
@@ -35,15 +48,29 @@ impl Machine {
         fs_err::create_dir_all(dir)?;
         let board = lab::Machine { accel: lab::Accel::Tcg, memory_mib: 1024, cpus: 1, ..lab::Machine::default() };
         fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            disk: disk.to_owned(),
-            seed: None,
-            volume: None,
-            probe: None,
-            sector: 512,
-            board,
-        })
+        let (dir, disk) = (dir.to_owned(), disk.to_owned());
+        Ok(Self { dir, disk, seed: None, volume: None, probe: None, sector: 512, board, bios: false, kernel: None })
+    }
+
+    /// With BIOS firmware.
+    #[must_use]
+    pub fn bios(mut self) -> Self {
+        self.bios = true;
+        self
+    }
+
+    /// With so much memory.
+    #[must_use]
+    pub fn memory(mut self, mib: u32) -> Self {
+        self.board.memory_mib = mib;
+        self
+    }
+
+    /// Started without a boot loader.
+    #[must_use]
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = Some(kernel);
+        self
     }
 
     /// With firmware that starts only what [`secure_key`] has signed.
@@ -89,7 +116,11 @@ impl Machine {
         let log = fs_err::File::create(self.dir.join("qemu.log"))?.into_parts().0;
         let drive =
             |name: &str, file: &Path, more: &str| format!("file={},if=none,format=raw,id={name}{more}", file.display());
-        let mut cmd = lab::board(&self.board, &self.dir.join("variables.fd"))
+        let board = match self.bios {
+            true => lab::board_with_bios(&self.board),
+            false => lab::board(&self.board, &self.dir.join("variables.fd")),
+        };
+        let mut cmd = board
             .arg("-no-reboot")
             .arg("-drive")
             .arg(drive("root", &self.disk, ",cache=unsafe"))
@@ -99,10 +130,12 @@ impl Machine {
             .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"])
             .arg("-serial")
             .arg(format!("file:{}", console.display()));
-        for (name, file) in [("seed", &self.seed), ("volume", &self.volume)] {
-            let Some(file) = file else { continue };
-            cmd = cmd.arg("-drive").arg(drive(name, file, ",readonly=on"));
-            cmd = cmd.arg("-device").arg(format!("virtio-blk-pci,drive={name}"));
+        if let Some(Kernel { image, initrd, command_line }) = &self.kernel {
+            cmd = cmd.arg("-kernel").arg(image).arg("-initrd").arg(initrd).arg("-append").arg(command_line);
+        }
+        if let Some(seed) = &self.seed {
+            cmd = cmd.arg("-drive").arg(drive("seed", seed, ",readonly=on"));
+            cmd = cmd.args(["-device", "virtio-blk-pci,drive=seed"]);
         }
         if let Some(script) = &self.probe {
             let unit = self.dir.join("probe.service");

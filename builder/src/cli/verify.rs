@@ -22,7 +22,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     step.done();
     ui.say(format!("{} {}: {} files are what was baked", verified.image, verified.version, verified.files));
     if let Some(root_hash) = &verified.root_hash {
-        ui.say(format!("root hash {root_hash}, computed from the disk"));
+        ui.say(format!("root hash {root_hash}, computed from the root itself"));
     }
     ui.say(match verified.signed {
         Signed::Yes => "signed by the given key",

@@ -9,14 +9,14 @@ const ALIGNMENT: usize = 4;
 
 /// An archive being written.
 #[derive(Debug, Default)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
 impl Archive {
     /// Adds a directory; parents come first.
-    pub(super) fn directory(&mut self, path: &str) {
+    pub(crate) fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY, (0, 0), &[]);
     }
 
@@ -30,6 +30,13 @@ impl Archive {
         self.entry(path, CONSOLE, (5, 1), &[]);
     }
 
+    /// Adds the head of a file of `bytes` bytes, and ends the buffer: the content, in whole words of four bytes, and [`end`] are written by the caller,
+    /// because a file may be too large for memory.
+    pub(crate) fn into_head_of(mut self, path: &str, bytes: u32) -> Vec<u8> {
+        self.head(path, 0o100_644, (0, 0), bytes);
+        self.bytes
+    }
+
     /// The finished archive.
     pub(super) fn finish(mut self) -> Vec<u8> {
         self.entries = 0;
@@ -38,10 +45,16 @@ impl Archive {
     }
 
     fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+        self.head(path, mode, device, content.len() as u32);
+        self.bytes.extend(content);
+        self.pad();
+    }
+
+    fn head(&mut self, path: &str, mode: u32, device: (u32, u32), size: u32) {
         self.entries += 1;
         let number = if path == TRAILER { 0 } else { self.entries };
         let links = if mode == DIRECTORY { 2 } else { 1 };
-        let (size, name_size) = (content.len() as u32, path.len() as u32 + 1);
+        let name_size = path.len() as u32 + 1;
         // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
         let fields = [number, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend(b"070701");
@@ -49,13 +62,16 @@ impl Archive {
         self.bytes.extend(path.as_bytes());
         self.bytes.push(0);
         self.pad();
-        self.bytes.extend(content);
-        self.pad();
     }
 
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
     }
+}
+
+/// What follows an archive's last file.
+pub(crate) fn end() -> Vec<u8> {
+    Archive::default().finish()
 }
 
 #[cfg(test)]

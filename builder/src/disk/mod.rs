@@ -22,7 +22,7 @@ use crate::outputs::{self, Format};
 use crate::sandbox::Sandbox;
 
 pub mod boot;
-mod cpio;
+pub(crate) mod cpio;
 pub mod gpt;
 mod initrd;
 mod kernel;

@@ -35,6 +35,9 @@ const REQUIRED: [&str; 3] = ["dm_verity", "squashfs", "overlay"];
 /// Tried on every machine: processors' own instructions for what verification computes.
 const TRIED: [&str; 3] = ["sha256_ssse3", "sha256_arm64", "sha2_ce"];
 
+/// For a root that is a file in memory (`pxe`).
+const FILE: [&str; 1] = ["loop"];
+
 /// A module of the initrd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Module {
@@ -44,7 +47,7 @@ pub(super) struct Module {
     pub(super) path: String,
     /// What is loaded before it, in order.
     needs: Vec<String>,
-    /// Devices it is for; `+` for every machine, `?` to be tried on every machine.
+    /// Devices it is for; `+` for every machine, `?` to be tried on every machine, `@` if the root is a file.
     aliases: Vec<String>,
 }
 
@@ -85,6 +88,9 @@ fn choose(dependencies: &str, aliases: &str, builtin: &str) -> anyhow::Result<Ve
     }
     for name in TRIED.iter().filter(|name| known.contains_key(**name)) {
         chosen.insert((*name).to_owned(), vec!["?".to_owned()]);
+    }
+    for name in FILE.iter().filter(|name| known.contains_key(**name)) {
+        chosen.insert((*name).to_owned(), vec!["@".to_owned()]);
     }
     for (name, (path, _)) in &known {
         if let Some(aliases) =
@@ -144,14 +150,14 @@ mod tests {
         kernel/drivers/md/dm-bufio.ko.xz: kernel/drivers/md/dm-mod.ko.xz\nkernel/drivers/md/dm-mod.ko.xz:\n\
         kernel/fs/overlayfs/overlay.ko.xz:\nkernel/drivers/scsi/scsi_debug.ko: kernel/drivers/scsi/scsi_mod.ko\n\
         kernel/drivers/scsi/scsi_mod.ko:\nkernel/drivers/block/virtio_blk.ko.zst:\nkernel/net/x.ko:\n\
-        kernel/arch/x86/crypto/sha256-ssse3.ko:\n";
+        kernel/arch/x86/crypto/sha256-ssse3.ko:\nkernel/drivers/block/loop.ko:\n";
     const ALIAS: &str = "# Aliases\nalias virtio:d00000002v* virtio_blk\nalias devname:loop-control virtio_blk\nalias fs-x x\n\
         alias pci:v1* x\n";
 
     #[test]
     fn controllers_that_devices_ask_for_and_what_the_root_needs() {
         let modules = choose(DEP, ALIAS, "kernel/fs/squashfs/squashfs.ko\n").unwrap();
-        let expected = "dm_bufio dm_mod\ndm_mod -\ndm_verity dm_mod,dm_bufio +\noverlay - +\nsha256_ssse3 - ?\n\
+        let expected = "dm_bufio dm_mod\ndm_mod -\ndm_verity dm_mod,dm_bufio +\nloop - @\noverlay - +\nsha256_ssse3 - ?\n\
                         virtio_blk - virtio:d00000002v*\n";
         assert_eq!(list(&modules), expected);
         let told = choose(DEP, ALIAS, "").unwrap_err().to_string();

@@ -47,7 +47,7 @@ pub use client::Lab;
 pub use config::{Engine, NodeOptions, Options, Publish};
 pub use exec::ExecOutput;
 pub use machine::{Accel, Bus, Machine};
-pub use qemu::{board, variables};
+pub use qemu::{board, board_with_bios, variables};
 pub use registry::names;
 pub use status::{NodeState, NodeStatus, Published, Status};
 

@@ -153,19 +153,24 @@ fn machine(machine: &Machine, variables: &Path) -> Cmd {
 
 /// Board, processor, firmware with its memory in the file `variables`; no disk, no network and no console yet.
 pub fn board(machine: &Machine, variables: &Path) -> Cmd {
+    let cmd = board_with_bios(machine);
     let code = if machine.secure_boot { "OVMF_CODE_4M.secboot.fd" } else { "OVMF_CODE_4M.fd" };
-    // Firmware that checks signatures keeps its variables where only System Management Mode can write.
-    let smm = if machine.secure_boot { "on" } else { "off" };
-    let cmd = Cmd::new(&table::QEMU)
-        .args(["-nodefaults", "-display", "none", "-monitor", "none"])
-        .args(["-machine", &format!("q35,smm={smm}"), "-cpu", "max"])
-        .args(["-accel", machine.accel.argument()])
-        .args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()])
-        .args(["-device", "virtio-rng-pci", "-device", "i6300esb", "-action", "watchdog=reset"]);
     let cmd = cmd.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={FIRMWARE}/{code}"));
     let cmd =
         if machine.secure_boot { cmd.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]) } else { cmd };
     cmd.arg("-drive").arg(format!("if=pflash,format=raw,file={}", escaped(variables)))
+}
+
+/// The same with the firmware QEMU brings along: a BIOS.
+pub fn board_with_bios(machine: &Machine) -> Cmd {
+    // Firmware that checks signatures keeps its variables where only System Management Mode can write.
+    let smm = if machine.secure_boot { "on" } else { "off" };
+    Cmd::new(&table::QEMU)
+        .args(["-nodefaults", "-display", "none", "-monitor", "none"])
+        .args(["-machine", &format!("q35,smm={smm}"), "-cpu", "max"])
+        .args(["-accel", machine.accel.argument()])
+        .args(["-smp", &machine.cpus.to_string(), "-m", &machine.memory_mib.to_string()])
+        .args(["-device", "virtio-rng-pci", "-device", "i6300esb", "-action", "watchdog=reset"])
 }
 
 /// What the firmware's memory begins with: a file to be copied.

@@ -17,7 +17,9 @@ use crate::sandbox::Sandbox;
 
 mod gce;
 mod holes;
+pub mod image_file;
 mod ova;
+mod pxe;
 mod qemu_img;
 mod update;
 mod vhd;
@@ -44,12 +46,24 @@ pub enum Format {
     Gce,
     /// What a running node puts into its other slot: UKI, root, hash tree.
     Update,
+    /// To be booted over a network: kernel, initrd, the image as one file, iPXE script.
+    Pxe,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 9] =
-        [Self::Tree, Self::Raw, Self::Raw4k, Self::Qcow2, Self::Vhd, Self::Vmdk, Self::Ova, Self::Gce, Self::Update];
+    pub const ALL: [Self; 10] = [
+        Self::Tree,
+        Self::Raw,
+        Self::Raw4k,
+        Self::Qcow2,
+        Self::Vhd,
+        Self::Vmdk,
+        Self::Ova,
+        Self::Gce,
+        Self::Update,
+        Self::Pxe,
+    ];
 
     /// As recipes, the command line and the manifest call it.
     pub fn name(self) -> &'static str {
@@ -63,6 +77,7 @@ impl Format {
             Self::Ova => "ova",
             Self::Gce => "gce",
             Self::Update => "update",
+            Self::Pxe => "pxe",
         }
     }
 
@@ -109,6 +124,11 @@ impl Inputs<'_> {
         self.dir.join(format!("{}.{extension}", self.name))
     }
 
+    /// Path of an output whose name has the version in it.
+    fn versioned(&self, rest: &str) -> PathBuf {
+        self.dir.join(format!("{}_{}.{rest}", self.name, self.version))
+    }
+
     /// A digest that follows from the image's version, for identifiers that must not be random.
     fn digest(&self, what: &str) -> Sha256 {
         Sha256::of(format!("pgkiln:{}:{}:{what}", self.name, self.version))
@@ -139,6 +159,7 @@ pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Vec<Outpu
             Format::Ova => ova::make(inputs, disk),
             Format::Gce => gce::make(inputs, disk),
             Format::Update => update::make(inputs, disk),
+            Format::Pxe => pxe::make(inputs, disk),
         };
         for file in made.with_context(|| format!("making the output `{}`", format.name()))? {
             outputs.push(describe(&file, format.name())?);

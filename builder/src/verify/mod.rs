@@ -102,6 +102,9 @@ fn check(dir: &Path, sums: &[(Sha256, String)]) -> anyhow::Result<(Vec<Problem>,
     for raw in manifest.outputs.iter().filter(|output| output.format == "raw-4k") {
         problems.extend(disk(&dir.join(&raw.name), &manifest, &same)?);
     }
+    for output in manifest.outputs.iter().filter(|output| output.format == "pxe") {
+        problems.extend(image_file::check(&dir.join(&output.name), manifest.root_hash.as_deref())?);
+    }
     Ok((problems, manifest))
 }
 
@@ -206,5 +209,6 @@ fn partition(wanted: &Partition, found: &[Partition], place: &str) -> Option<Pro
     Some(Problem::new(what, place, AGAIN))
 }
 
+mod image_file;
 #[cfg(test)]
 mod tests;

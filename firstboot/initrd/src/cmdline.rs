@@ -17,11 +17,23 @@ pub(crate) enum OnFailure {
     PowerOff,
 }
 
+/// Where the root comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Mode {
+    /// From partitions of a disk of this image. The default.
+    #[default]
+    Disk,
+    /// `pgkiln.live`: from one file in memory; a node whose `/var` alone is on a disk.
+    Live,
+}
+
 /// The options of this program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Options {
     /// `roothash=`: SHA-256 at the top of the root's hash tree.
     pub(crate) root_hash: [u8; 32],
+    /// `pgkiln.live` or not.
+    pub(crate) mode: Mode,
     /// `pgkiln.failure=reboot|poweroff`.
     pub(crate) on_failure: OnFailure,
     /// `pgkiln.wait=SECONDS`.
@@ -30,7 +42,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { root_hash: [0; 32], on_failure: OnFailure::default(), wait: WAIT }
+        Self { root_hash: [0; 32], mode: Mode::default(), on_failure: OnFailure::default(), wait: WAIT }
     }
 }
 
@@ -48,12 +60,14 @@ impl Options {
         let hash = value("roothash=").ok_or_else(|| Failed::new("the command line has no `roothash=`", remedy))?;
         let root_hash = parse_hash(hash)
             .ok_or_else(|| Failed::new(format!("`roothash={hash}` is not 64 hexadecimal digits"), remedy))?;
+        let live = text.split_whitespace().any(|word| word == "pgkiln.live");
+        let mode = if live { Mode::Live } else { Mode::Disk };
         let on_failure = match value("pgkiln.failure=") {
             Some("poweroff") => OnFailure::PowerOff,
             _ => OnFailure::Reboot,
         };
         let wait = value("pgkiln.wait=").and_then(|text| text.parse().ok()).map_or(WAIT, Duration::from_secs);
-        Ok(Self { root_hash, on_failure, wait })
+        Ok(Self { root_hash, mode, on_failure, wait })
     }
 }
 
@@ -77,7 +91,10 @@ mod tests {
         assert_eq!((options.root_hash[0], options.root_hash[31]), (0x01, 0xef));
         assert_eq!((options.on_failure, options.wait), (OnFailure::Reboot, Duration::from_secs(5)));
         let options = Options::parse(&format!("pgkiln.failure=poweroff roothash={hash}")).unwrap();
-        assert_eq!((options.on_failure, options.wait), (OnFailure::PowerOff, WAIT));
+        assert_eq!((options.on_failure, options.wait, options.mode), (OnFailure::PowerOff, WAIT, Mode::Disk));
+        for (words, mode) in [("pgkiln.live", Mode::Live), ("pgkiln.lively", Mode::Disk)] {
+            assert_eq!(Options::parse(&format!("roothash={hash} {words} x")).unwrap().mode, mode);
+        }
         for wrong in ["", "roothash=", "roothash=12", &format!("roothash={}", "é".repeat(32))] {
             assert!(Options::parse(wrong).is_err(), "{wrong}");
         }

@@ -17,18 +17,24 @@ use crate::gpt::{Entries, Partition};
 const PAUSE: Duration = Duration::from_millis(20);
 /// Between two lines that say what is being waited for.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// Name of a live node's partition; the agent gives it (`firstboot/src/install/state.rs`).
+const STATE: &str = "pgkiln-state";
+/// The first boot of a live node waits this long for what is not there.
+const STATE_WAIT: Duration = Duration::from_secs(5);
 /// Block devices that are never the disk of a machine.
 const NOT_DISKS: [&str; 6] = ["loop", "ram", "zram", "dm-", "sr", "fd"];
 
-/// The partitions of the disk this machine boots from.
+/// Where the root of this machine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
-    /// `8:0`: major and minor number of the disk.
-    pub(crate) disk: String,
+    /// `8:0`: major and minor number of the disk; none if the root is a file.
+    pub(crate) disk: Option<String>,
     /// Device of the root.
     pub(crate) root: PathBuf,
     /// Device of its hash tree.
     pub(crate) hashes: PathBuf,
+    /// Where on that device the tree begins, in bytes.
+    pub(crate) hashes_at: u64,
     /// Device of `/var`; none before the first boot has made it.
     pub(crate) var: Option<PathBuf>,
 }
@@ -88,20 +94,44 @@ fn disks() -> Vec<PathBuf> {
 /// The partitions on one disk, if it is ours and the kernel shows all of them.
 fn search(disk: &Path, root_hash: &[u8; 32]) -> Option<Found> {
     let table = read_table(disk).ok()??;
-    let device = |wanted: &Partition| {
-        let parts = fs_err::read_dir(disk).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-        let number = |path: &Path| fs_err::read_to_string(path.join("partition")).ok()?.trim().parse::<u32>().ok();
-        let part = parts.into_iter().find(|path| number(path) == Some(wanted.number))?;
-        let device = Path::new("/dev").join(part.file_name()?);
-        device.exists().then_some(device)
-    };
-    let with = |half: &[u8]| table.iter().find(|one| one.uuid == half).and_then(device);
+    let with = |half: &[u8]| table.iter().find(|one| one.uuid == half).and_then(|one| device(disk, one));
     Some(Found {
-        disk: fs_err::read_to_string(disk.join("dev")).ok()?.trim().to_owned(),
+        disk: Some(fs_err::read_to_string(disk.join("dev")).ok()?.trim().to_owned()),
         root: with(&root_hash[..16])?,
         hashes: with(&root_hash[16..])?,
-        var: table.iter().find(|one| one.name == crate::handoff::VAR).and_then(device),
+        hashes_at: 0,
+        var: table.iter().find(|one| one.name == crate::handoff::VAR).and_then(|one| device(disk, one)),
     })
+}
+
+/// The partition with the data of a live node, if it is there soon and there is one only. Its machine id is all that is wanted
+/// here; the agent chooses the disk.
+pub(crate) fn state(mut load: impl FnMut() -> Result<(), Failed>) -> Result<Option<PathBuf>, Failed> {
+    let started = Instant::now();
+    loop {
+        load()?;
+        let named = |disk: &PathBuf| {
+            let table = read_table(disk).ok()??;
+            table.iter().find(|one| one.name == STATE).and_then(|one| device(disk, one))
+        };
+        let mut found: Vec<PathBuf> = disks().iter().filter_map(named).collect();
+        if found.len() > 1 || started.elapsed() > STATE_WAIT {
+            return Ok(None);
+        }
+        if let Some(device) = found.pop() {
+            return Ok(Some(device));
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Device of a partition, if the kernel shows it.
+fn device(disk: &Path, wanted: &Partition) -> Option<PathBuf> {
+    let parts = fs_err::read_dir(disk).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let number = |path: &Path| fs_err::read_to_string(path.join("partition")).ok()?.trim().parse::<u32>().ok();
+    let part = parts.into_iter().find(|path| number(path) == Some(wanted.number))?;
+    let device = Path::new("/dev").join(part.file_name()?);
+    device.exists().then_some(device)
 }
 
 fn read_table(disk: &Path) -> io::Result<Option<Vec<Partition>>> {

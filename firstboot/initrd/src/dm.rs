@@ -74,10 +74,12 @@ fn target(found: &Found, tree: &Tree, root_hash: &[u8; 32]) -> Vec<u8> {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let salt = if tree.salt.is_empty() { "-".to_owned() } else { hex(&tree.salt) };
     let parameters = format!(
-        "1 {} {} {BLOCK} {BLOCK} {} 1 sha256 {} {salt} 1 {ON_CORRUPTION}\0",
+        "1 {} {} {BLOCK} {BLOCK} {} {} sha256 {} {salt} 1 {ON_CORRUPTION}\0",
         found.root.display(),
         found.hashes.display(),
         tree.data_blocks,
+        // After the superblock.
+        found.hashes_at / BLOCK + 1,
         hex(root_hash)
     );
     let mut bytes = vec![0; TARGET];
@@ -108,7 +110,7 @@ mod tests {
 
     #[test]
     fn requests_have_the_layout_of_the_header_file() {
-        let found = Found { disk: "8:0".into(), root: "/dev/a".into(), hashes: "/dev/b".into(), var: None };
+        let found = Found { disk: None, root: "/dev/a".into(), hashes: "/dev/b".into(), hashes_at: 8192, var: None };
         let tree = Tree { uuid: "00".repeat(16), data_blocks: 3, salt: vec![0xab] };
         let message = message("CRYPT-VERITY-x-root", &target(&found, &tree, &[1; 32]));
         assert_eq!(message.len() % 8, 0);
@@ -118,7 +120,7 @@ mod tests {
         let hash = "01".repeat(32);
         assert_eq!(
             text.trim_end_matches('\0'),
-            format!("1 /dev/a /dev/b 4096 4096 3 1 sha256 {hash} ab 1 panic_on_corruption")
+            format!("1 /dev/a /dev/b 4096 4096 3 3 sha256 {hash} ab 1 panic_on_corruption")
         );
         let mut answer = vec![0; HEAD];
         answer[40..48].copy_from_slice(&0x0010_fd02u64.to_ne_bytes());

@@ -1,4 +1,5 @@
-//! What systemd is told: which disk is ours, where `/var` and the EFI system partition are, who this machine is.
+//! What systemd is told: which disk is ours, where `/var` and the EFI system partition are, who this machine is. A machine
+//! whose root is a file has no such disk: the agent chooses one for `/var` (`pgkiln.live`).
 //!
 //! The units are written to `/run`, not shipped in the image, because they are true only on a machine that was booted from a
 //! disk: the same root also runs in a container that brings its `/var` along.
@@ -11,7 +12,7 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::cmdline::{OnFailure, Options};
+use crate::cmdline::{Mode, OnFailure, Options};
 use crate::console::say;
 use crate::disk::Found;
 use crate::fail::Failed;
@@ -26,24 +27,52 @@ const LOOK: &str = "/look";
 const MACHINE_ID: &str = "lib/pgkiln/machine-id";
 
 const SYSTEM: &str = "/run/systemd/system";
-const UNITS: [(&str, &str); 4] = [
-    ("var.mount", include_str!("units/var.mount")),
-    ("boot.mount", include_str!("units/boot.mount")),
-    ("boot.automount", include_str!("units/boot.automount")),
-    ("emergency.service", include_str!("units/emergency.service")),
-];
+const EMERGENCY: (&str, &str) = ("emergency.service", include_str!("units/emergency.service"));
 const RULES: &str = include_str!("units/61-pgkiln-disk.rules");
+/// The partition grows with the disk, and the file system with the partition.
+const GROWS: (&str, &str) =
+    ("local-fs.target.wants/systemd-growfs@var.service", "/usr/lib/systemd/system/systemd-growfs@.service");
 
-/// What local-fs.target pulls in: name of the link and its target.
-const WANTED: [(&str, &str); 3] = [
-    ("var.mount", "../var.mount"),
-    ("boot.automount", "../boot.automount"),
-    // The partition grows with the disk, and the file system with the partition.
-    ("systemd-growfs@var.service", "/usr/lib/systemd/system/systemd-growfs@.service"),
-];
+/// Units of one mode: files, and links to what is wanted or masked.
+struct Set {
+    files: &'static [(&'static str, &'static str)],
+    links: &'static [(&'static str, &'static str)],
+}
+
+const DISK: Set = Set {
+    files: &[
+        ("var.mount", include_str!("units/var.mount")),
+        ("boot.mount", include_str!("units/boot.mount")),
+        ("boot.automount", include_str!("units/boot.automount")),
+        EMERGENCY,
+    ],
+    links: &[
+        ("local-fs.target.requires/var.mount", "../var.mount"),
+        ("local-fs.target.wants/boot.automount", "../boot.automount"),
+        GROWS,
+    ],
+};
+
+const LIVE: Set = Set {
+    files: &[
+        ("var.mount", include_str!("units/var.mount")),
+        ("var.mount.d/live.conf", include_str!("units/var.mount.live.conf")),
+        ("pgkiln-state.service", include_str!("units/pgkiln-state.service")),
+        ("dev-disk-pgkiln-var.device.d/live.conf", include_str!("units/var.device.live.conf")),
+        EMERGENCY,
+    ],
+    links: &[
+        ("local-fs.target.requires/var.mount", "../var.mount"),
+        GROWS,
+        // There is no disk of this image whose partitions it could look at.
+        ("systemd-repart.service", MASKED),
+    ],
+};
+
+const MASKED: &str = "/dev/null";
 
 /// Puts the machine id of earlier boots in place, before anything uses one: `/etc` is new at every boot. Without one (first
-/// boot, or a `/var` that cannot be read now) systemd makes one, and the agent sees to it.
+/// boot, or a `/var` that cannot be read now or is not found) systemd makes one, and the agent sees to it.
 pub(crate) fn machine_id(found: &Found) -> Result<(), Failed> {
     let Some(var) = &found.var else { return Ok(()) };
     match stored_id(var) {
@@ -82,18 +111,24 @@ fn write_units(root: &Path, found: &Found, options: &Options) -> io::Result<()> 
         OnFailure::Reboot => "reboot-force",
         OnFailure::PowerOff => "poweroff-force",
     };
-    let system = root.join(&SYSTEM[1..]);
-    let wants = system.join("local-fs.target.wants");
+    let set = match options.mode {
+        Mode::Disk => DISK,
+        Mode::Live => LIVE,
+    };
+    let place = |name: &str| {
+        let path = root.join(&SYSTEM[1..]).join(name);
+        fs::create_dir_all(path.parent().unwrap_or(root)).map(|()| path)
+    };
+    for (name, text) in set.files {
+        fs::write(place(name)?, text.replace("@ACTION@", action))?;
+    }
+    for (name, target) in set.links {
+        fs::os::unix::fs::symlink(target, place(name)?)?;
+    }
+    let Some(disk) = &found.disk else { return Ok(()) };
     let rules = root.join("run/udev/rules.d");
-    fs::create_dir_all(&wants)?;
     fs::create_dir_all(&rules)?;
-    for (name, text) in UNITS {
-        fs::write(system.join(name), text.replace("@ACTION@", action))?;
-    }
-    for (name, target) in WANTED {
-        fs::os::unix::fs::symlink(target, wants.join(name))?;
-    }
-    fs::write(rules.join("61-pgkiln-disk.rules"), RULES.replace("@DISK@", &found.disk))
+    fs::write(rules.join("61-pgkiln-disk.rules"), RULES.replace("@DISK@", disk))
 }
 
 #[cfg(test)]
@@ -103,13 +138,24 @@ mod tests {
     #[test]
     fn units_of_this_disk_and_of_this_command_line() {
         let dir = std::env::temp_dir().join(format!("pgkiln-handoff-{}", std::process::id()));
-        let found = Found { disk: "254:16".into(), root: "/dev/a".into(), hashes: "/dev/b".into(), var: None };
+        let disk = Some("254:16".to_owned());
+        let found = Found { disk, root: "/dev/a".into(), hashes: "/dev/b".into(), hashes_at: 0, var: None };
         let options = Options { on_failure: OnFailure::PowerOff, ..Options::default() };
         write_units(&dir, &found, &options).unwrap();
         let read = |path: &str| fs::read_to_string(dir.join("run").join(path)).unwrap();
         assert!(read("udev/rules.d/61-pgkiln-disk.rules").contains("ID_PART_ENTRY_DISK}==\"254:16\""));
         assert_eq!(read("systemd/system/emergency.service").matches("poweroff-force").count(), 2);
-        assert!(read("systemd/system/local-fs.target.wants/var.mount").contains("Where=/var"));
+        assert!(read("systemd/system/local-fs.target.requires/var.mount").contains("Where=/var"));
+        fs::remove_dir_all(&dir).unwrap();
+
+        let found = Found { disk: None, ..found };
+        write_units(&dir, &found, &Options { mode: Mode::Live, ..options }).unwrap();
+        assert!(read("systemd/system/var.mount").contains("Where=/var"));
+        assert!(read("systemd/system/var.mount.d/live.conf").contains("Requires=pgkiln-state.service"));
+        assert!(read("systemd/system/pgkiln-state.service").contains("ExecStart=/usr/bin/firstboot state-disk"));
+        let masked = fs::read_link(dir.join("run/systemd/system/systemd-repart.service")).unwrap();
+        assert_eq!(masked, Path::new("/dev/null"), "it would change the disk that has not been chosen yet");
+        assert!(!dir.join("run/udev").exists());
         fs::remove_dir_all(&dir).unwrap();
     }
 }

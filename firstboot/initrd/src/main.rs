@@ -2,12 +2,13 @@
 //!
 //! A package of its own, with three small dependencies: what stands between the firmware and a verified root should be short enough to
 //! be read in one sitting. It loads the drivers the machine asks for, finds the root by the identifiers that follow from
-//! `roothash=` on the (signed) command line, lets the kernel check it with dm-verity, puts a writable `/etc` in memory above
-//! the image's, tells systemd where the rest of this disk is, and starts it. There is no shell: a failure is said in plain
+//! `roothash=` on the (signed) command line (or, with `pgkiln.live`, in one file in memory), lets the kernel check it with
+//! dm-verity, puts a writable `/etc` in memory above the image's, tells systemd where the rest of this disk is, and starts it. There is no shell: a failure is said in plain
 //! words on every console, and the machine then reboots or powers off (`pgkiln.failure=`).
 //!
 //! Each step is a module; a further one is a call in [`boot`].
 
+mod attach;
 mod cmdline;
 mod console;
 mod disk;
@@ -15,6 +16,7 @@ mod dm;
 mod fail;
 mod gpt;
 mod handoff;
+mod image_file;
 mod modules;
 mod root;
 mod verity;
@@ -22,8 +24,9 @@ mod verity;
 use std::convert::Infallible;
 use std::time::Instant;
 
-use cmdline::Options;
+use cmdline::{Mode, Options};
 use console::say;
+use disk::Found;
 use fail::Failed;
 
 fn main() {
@@ -40,9 +43,15 @@ fn boot(options: &mut Options, started: Instant) -> Result<Infallible, Failed> {
     *options = Options::read()?;
     let mut modules = modules::List::read()?;
     modules.load_required()?;
-    let found = disk::wait(options, || modules.load_for_devices())?;
+    let found = match options.mode {
+        Mode::Disk => disk::wait(options, || modules.load_for_devices())?,
+        Mode::Live => {
+            let found = image_file::open(&mut modules)?;
+            Found { var: disk::state(|| modules.load_for_devices())?, ..found }
+        }
+    };
     say(&format!("root {} and its hash tree {}", found.root.display(), found.hashes.display()));
-    let tree = verity::read(&found.hashes, &options.root_hash)?;
+    let tree = verity::read(&found.hashes, found.hashes_at, &options.root_hash)?;
     let device = dm::open_verity(&found, &tree, &options.root_hash)?;
     root::mount(&device)?;
     root::overlay_etc()?;

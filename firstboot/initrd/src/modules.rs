@@ -2,7 +2,7 @@
 //!
 //! `/modules/list` was worked out at bake time from the kernel's `modules.dep` and `modules.alias`: a line per module,
 //! `name needs aliases…`. A module whose alias is [`REQUIRED`] is loaded on every machine, one whose alias is [`TRIED`] too, but
-//! the machine may refuse it (a processor without the instructions).
+//! the machine may refuse it (a processor without the instructions), and one whose alias is [`FILE`] if the root is a file.
 
 use fs_err::{self as fs, File};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,8 @@ const DIRECTORY: &str = "/modules";
 const REQUIRED: &str = "+";
 /// Stands for "if it can be".
 const TRIED: &str = "?";
+/// Stands for "if the root is a file".
+const FILE: &str = "@";
 /// Stands for "nothing".
 const NONE: &str = "-";
 
@@ -68,6 +70,14 @@ impl List {
         Ok(())
     }
 
+    /// Loads what a root in a file needs.
+    pub(crate) fn load_for_file(&mut self) -> Result<(), Failed> {
+        let names = self.matching(|alias| alias == FILE);
+        names
+            .iter()
+            .try_for_each(|name| self.load(name).map_err(|error| Failed::call(&format!("loading `{name}`"), error)))
+    }
+
     /// Loads drivers for devices that have appeared since the last call. One that refuses is said and passed over: it may
     /// be another's disk.
     pub(crate) fn load_for_devices(&mut self) -> Result<(), Failed> {
@@ -75,7 +85,7 @@ impl List {
             if !self.seen.insert(device.clone()) {
                 continue;
             }
-            for name in self.matching(|alias| alias != TRIED && matches(alias.as_bytes(), device.as_bytes())) {
+            for name in self.matching(|alias| alias.len() > 1 && matches(alias.as_bytes(), device.as_bytes())) {
                 if let Err(error) = self.load(&name) {
                     say(&format!("driver `{name}` for {device}: {error}"));
                 }

@@ -27,12 +27,13 @@ pub(crate) struct Tree {
     pub(crate) salt: Vec<u8>,
 }
 
-/// Reads the superblock and checks the block at the top of the tree against the root hash.
-pub(crate) fn read(device: &Path, root_hash: &[u8; 32]) -> Result<Tree, Failed> {
-    let remedy = "write the image to this disk again";
+/// Reads the superblock at byte `at` and checks the block at the top of the tree against the root hash.
+pub(crate) fn read(device: &Path, at: u64, root_hash: &[u8; 32]) -> Result<Tree, Failed> {
+    let remedy =
+        "write the image to this disk again; over the network: take kernel, initrd and root archive of one version";
     let altered = |what: &str| Failed::new(format!("{} {what}", device.display()), remedy);
     let mut bytes = vec![0; 2 * BLOCK as usize];
-    let read = File::open(device).and_then(|file| file.read_exact_at(&mut bytes, 0));
+    let read = File::open(device).and_then(|file| file.read_exact_at(&mut bytes, at));
     read.map_err(|error| altered(&format!("cannot be read: {error}")))?;
     let tree = parse(&bytes).ok_or_else(|| altered("is not a hash tree of this image: it was altered"))?;
     let top: [u8; 32] = Sha256::new().chain_update(&tree.salt).chain_update(&bytes[BLOCK as usize..]).finalize().into();
@@ -83,7 +84,7 @@ mod tests {
         let (mut bytes, hash) = image();
         let judged = |bytes: &[u8]| {
             fs_err::write(&dir, bytes).unwrap();
-            read(&dir, &hash)
+            read(&dir, 0, &hash)
         };
         let tree = judged(&bytes).unwrap();
         assert_eq!((tree.data_blocks, tree.salt.as_slice(), tree.uuid.len()), (9, b"na".as_slice(), 32));

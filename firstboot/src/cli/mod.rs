@@ -54,6 +54,9 @@ enum Command {
     Handover,
     /// Wait until this boot is good or bad (run by systemd before boot-complete.target)
     Verdict,
+    /// Choose the disk for /var on a machine whose root is in memory (run by systemd)
+    #[command(hide = true)]
+    StateDisk,
     /// Say whether HAProxy here serves clients (run by Keepalived every second)
     #[command(hide = true)]
     VipCheck,
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Watch => status::watch(&layout, cli.json),
         Command::Handover => run::handover(&layout),
         Command::Verdict => run::verdict(&layout),
+        Command::StateDisk => run::state_disk(&layout),
         Command::VipCheck => crate::vip::check().map_err(problems),
         Command::HaproxyStates => run::haproxy_states(&layout),
         Command::Sql { connection, .. } => run::sql(&layout, connection.as_deref()),

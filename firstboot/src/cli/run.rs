@@ -64,6 +64,12 @@ pub(super) fn verdict(layout: &Layout) -> Outcome {
     runtime()?.block_on(crate::verdict::wait(layout)).map_err(|problem| vec![problem])
 }
 
+/// Chooses the disk for `/var`.
+pub(super) fn state_disk(layout: &Layout) -> Outcome {
+    log();
+    runtime()?.block_on(crate::install::state::run(layout)).map_err(super::problems)
+}
+
 /// Saves what HAProxy knows of its servers.
 pub(super) fn haproxy_states(layout: &Layout) -> Outcome {
     runtime()?.block_on(crate::proxy::save_states(layout)).map_err(super::problems)

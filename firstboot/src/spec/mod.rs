@@ -227,12 +227,33 @@ pub struct Disks {
     /// Disk of `/var/lib/postgresql`; without it the `/var` partition carries it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DiskMatch>,
+    /// Disk of the `/var` of a live node; without it the one that is blank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<SystemDisk>,
 }
 
 impl Disks {
     fn is_empty(&self) -> bool {
-        self.data.is_none()
+        self.data.is_none() && self.system.is_none()
     }
+}
+
+/// The disk of a live node, named by one of its properties.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SystemDisk {
+    /// Serial number as the kernel reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// World wide name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wwn: Option<String>,
+    /// A path: chooses among blank disks, and never allows to overwrite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// System identifier of the PostgreSQL cluster on it that may be lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overwrite: Option<String>,
 }
 
 /// How a disk is recognised.

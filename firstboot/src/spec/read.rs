@@ -9,7 +9,7 @@ use super::reader::Reader;
 use super::tree::{self, Node};
 use super::{
     Backup, Cluster, Database, DiskMatch, Disks, Durability, Founding, Intermediate, Join, Joiner, NodeSpec, Passwords,
-    PgRole, Pooler, PoolerKind, Postgres, Repository, Role, Rto, Secret, Tweaks, Vip, VipMode,
+    PgRole, Pooler, PoolerKind, Postgres, Repository, Role, Rto, Secret, SystemDisk, Tweaks, Vip, VipMode,
 };
 use crate::problem::Problem;
 
@@ -205,13 +205,21 @@ fn pooler(r: &mut Reader<'_>, node: &Node) -> Option<Pooler> {
 }
 
 fn disks(r: &mut Reader<'_>, node: &Node) -> Disks {
-    r.mapping(node, "pgkiln.disks", &["data"]);
+    r.mapping(node, "pgkiln.disks", &["data", "system"]);
     let data = r.optional(node, "data").and_then(|data| {
         r.mapping(data, "pgkiln.disks.data", &["serial"]);
         let serial = r.required(data, "pgkiln.disks.data", "serial")?;
         Some(DiskMatch { serial: r.text(serial, "pgkiln.disks.data.serial")? })
     });
-    Disks { data }
+    let system = r.optional(node, "system").map(|system| system_disk(r, system));
+    Disks { data, system }
+}
+
+fn system_disk(r: &mut Reader<'_>, node: &Node) -> SystemDisk {
+    let path = "pgkiln.disks.system";
+    r.mapping(node, path, &["serial", "wwn", "path", "overwrite"]);
+    let mut text = |key: &str| r.optional(node, key).and_then(|n| r.text(n, &format!("{path}.{key}")));
+    SystemDisk { serial: text("serial"), wwn: text("wwn"), path: text("path"), overwrite: text("overwrite") }
 }
 
 fn tweaks(r: &mut Reader<'_>, node: &Node) -> Tweaks {

@@ -1,0 +1,144 @@
+//! The image as one file, where it lies in the output `pxe`: its root must have the root hash of the manifest, and the
+//! script that boots it must say the same.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::AGAIN;
+use crate::disk::verity;
+use crate::outputs::image_file::{BLOCK, PATH};
+use crate::problem::Problem;
+
+/// Checks one output; those without an image file or root hash in them have nothing to check.
+pub(super) fn check(path: &Path, root_hash: Option<&str>) -> anyhow::Result<Option<Problem>> {
+    let problem = |what: String| Some(Problem::new(what, path.display().to_string(), AGAIN));
+    let Some(root_hash) = root_hash else { return Ok(problem("manifest.json has no root hash".to_owned())) };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let file = match fs_err::File::open(path) {
+        Ok(file) => file.into_parts().0,
+        // Said already, with the sums.
+        Err(_) => return Ok(None),
+    };
+    let at = if name.ends_with(".ipxe") {
+        let script = fs_err::read_to_string(path)?;
+        let same = script.split_whitespace().any(|word| word.strip_prefix("roothash=") == Some(root_hash));
+        return Ok(if same { None } else { problem("it boots another root hash than manifest.json says".to_owned()) });
+    } else if name.ends_with(".cpio") {
+        in_archive(&file)
+    } else {
+        return Ok(None);
+    };
+    let Some(at) = at else { return Ok(problem(format!("there is no `{PATH}` in it"))) };
+    let mut head = [0; 48];
+    file.read_exact_at(&mut head, at)?;
+    let used = u64::from_le_bytes(std::array::from_fn(|n| head[40 + n]));
+    let end = used.checked_next_multiple_of(BLOCK).and_then(|used| used.checked_add(at));
+    let (true, Some(end)) = (head.starts_with(b"hsqs"), end) else {
+        return Ok(problem(format!("`{PATH}` in it does not begin with a root")));
+    };
+    Ok(match verity::recompute(&file, at, end) {
+        Err(error) => problem(format!("{error:#}")),
+        Ok(found) if found.root_hash.to_string() != root_hash => {
+            problem(format!("its root has the root hash {}, manifest.json says {root_hash}", found.root_hash))
+        }
+        Ok(found) if !found.tree_matches || found.data_bytes != end - at => {
+            problem("its hash tree is not that of its root".to_owned())
+        }
+        Ok(_) => None,
+    })
+}
+
+/// Where the file's content is in an archive of the initramfs (`newc`).
+fn in_archive(file: &File) -> Option<u64> {
+    let mut at = 0;
+    loop {
+        let mut head = [0; 110];
+        file.read_exact_at(&mut head, at).ok()?;
+        let head = std::str::from_utf8(&head).ok().filter(|head| head.starts_with("070701"))?;
+        let field = |n: usize| u64::from_str_radix(head.get(6 + 8 * n..14 + 8 * n)?, 16).ok();
+        let (bytes, name_bytes) = (field(6)?, field(11)?);
+        let mut name = vec![0; usize::try_from(name_bytes).ok().filter(|bytes| (1..4096).contains(bytes))?];
+        file.read_exact_at(&mut name, at + 110).ok()?;
+        let content = (at + 110 + name_bytes).next_multiple_of(4);
+        if name.strip_suffix(b"\0") == Some(PATH.as_bytes()) {
+            return Some(content);
+        }
+        at = content.checked_add(bytes)?.checked_next_multiple_of(4)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::digest::Sha256;
+    use crate::disk::cpio;
+
+    /// Three blocks and their tree of one level, in an archive; and the root hash.
+    fn archive() -> (Vec<u8>, String) {
+        let block = BLOCK as usize;
+        let mut root = vec![5; 3 * block];
+        root[..4].copy_from_slice(b"hsqs");
+        root[40..48].copy_from_slice(&(2 * BLOCK + 100).to_le_bytes());
+        let mut top: Vec<u8> = root.chunks(block).flat_map(|block| *Sha256::of(block).as_bytes()).collect();
+        top.resize(block, 0);
+        let mut tree = vec![0; block];
+        tree[..8].copy_from_slice(b"verity\0\0");
+        tree[32..38].copy_from_slice(b"sha256");
+        tree[72] = 3;
+        let root_hash = Sha256::of(&top).to_string();
+        let mut head = cpio::Archive::default();
+        head.directory("pgkiln");
+        let parts = [head.into_head_of(PATH, 5 * BLOCK as u32), root, tree, top, cpio::end()];
+        (parts.concat(), root_hash)
+    }
+
+    #[test]
+    fn a_root_archive_is_judged_by_its_root_and_a_script_by_its_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bytes, root_hash) = archive();
+        let told = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            fs_err::write(&path, bytes).unwrap();
+            check(&path, Some(&root_hash)).unwrap().map(|problem| problem.what).unwrap_or_default()
+        };
+        assert_eq!(told("x.root.cpio", &bytes), "");
+        let at = bytes.windows(4).position(|part| part == b"hsqs").unwrap();
+        let name = bytes.windows(PATH.len()).position(|part| part == PATH.as_bytes()).unwrap();
+        for (place, expected) in [
+            (at, "does not begin with a root"),
+            (at + 5000, "its root has the root hash"),
+            (at + 16400, "not that of its root"),
+            (name, "there is no `pgkiln/root.img` in it"),
+        ] {
+            let mut bytes = bytes.clone();
+            bytes[place] ^= 1;
+            let told = told("x.root.cpio", &bytes);
+            assert!(told.contains(expected), "{place}: {told}");
+        }
+        assert_eq!(told("x.ipxe", format!("kernel x roothash={root_hash} ro").as_bytes()), "");
+        assert!(told("x.ipxe", b"kernel x roothash=0 ro").contains("boots another root hash"));
+        assert_eq!(told("x.vmlinuz", b"anything"), "");
+    }
+
+    #[test]
+    fn the_file_is_found_in_an_archive_and_nonsense_is_not_followed() {
+        let mut archive = cpio::Archive::default();
+        archive.directory("pgkiln");
+        let mut bytes = archive.into_head_of(PATH, 8);
+        let place = bytes.len() as u64;
+        bytes.extend(b"hsqs1234");
+        bytes.extend(cpio::end());
+        let found = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            in_archive(&file)
+        };
+        assert_eq!(found(&bytes), Some(place));
+        bytes[6 + 8 * 11..14 + 8 * 11].fill(b'f');
+        assert_eq!(found(&bytes), None);
+        assert_eq!(found(b"short"), None);
+    }
+}

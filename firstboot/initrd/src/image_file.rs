@@ -1,0 +1,109 @@
+//! The root as one file: root and hash tree, one after the other (`pgkiln bake --format pxe`).
+//!
+//! A boot loader that fetches over the network hands it to the kernel as one more archive of the initramfs, so that it lies in
+//! memory. The command line's root hash decides whether it is the right one, and checks every block that is read.
+
+use fs_err::{self as fs, File, os::unix::fs::FileExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::console::say;
+use crate::disk::Found;
+use crate::fail::Failed;
+use crate::verity::BLOCK;
+use crate::{attach, modules};
+
+/// Where the archive puts it.
+const FILE: &str = "/pgkiln/root.img";
+/// What a node needs beside the image itself; with less, PostgreSQL's founding is what fails. Measured with Debian 13.
+const BESIDE_MIB: u64 = 512;
+
+/// Makes the file a device.
+pub(crate) fn open(modules: &mut modules::List) -> Result<Found, Failed> {
+    modules.load_for_file()?;
+    let file = Path::new(FILE);
+    let meta = file.symlink_metadata().map_err(|_| {
+        let remedy = "let the boot loader load both, initrd and root archive; with far too little memory the kernel drops the \
+                      second without a word";
+        Failed::new(format!("the boot loader gave no image file ({FILE} in the initramfs)"), remedy)
+    })?;
+    enough_memory(whole(&meta)?)?;
+    let hashes_at = data_bytes(file)?;
+    let device = attach::loop_device(file)?;
+    say(&format!("the image file in memory is {}", device.display()));
+    Ok(Found { disk: None, root: device.clone(), hashes: device, hashes_at, var: None })
+}
+
+/// Its size, if the kernel could unpack all of it: what did not fit is a hole.
+fn whole(meta: &std::fs::Metadata) -> Result<u64, Failed> {
+    let here = meta.blocks() * 512;
+    if here >= meta.len() {
+        return Ok(meta.len());
+    }
+    let what = format!(
+        "too little memory: only {} of the image's {} MiB fitted into it; this machine has {} MiB",
+        here >> 20,
+        meta.len() >> 20,
+        memory_mib()
+    );
+    // Twice: as the boot loader left it and as the kernel unpacks it, into at most half of what is free then.
+    let needed = 3 * (meta.len() >> 20) + 256;
+    Err(Failed::new(what, format!("give it {needed} MiB or more, or boot from a disk")))
+}
+
+fn enough_memory(taken: u64) -> Result<(), Failed> {
+    let (has, needs) = (memory_mib(), (taken >> 20) + BESIDE_MIB);
+    if has >= needs {
+        return Ok(());
+    }
+    let what = format!("too little memory: this machine has {has} MiB, a node of this image needs {needs} MiB");
+    Err(Failed::new(what, "give it more, or boot from a disk"))
+}
+
+/// `MemTotal`: without what firmware and kernel keep for themselves.
+fn memory_mib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    total.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_default() / 1024
+}
+
+/// Where the root ends and its hash tree begins: the length a squashfs states (`bytes_used`, at byte 40), in whole blocks.
+fn data_bytes(file: &Path) -> Result<u64, Failed> {
+    let mut head = [0; 48];
+    let read = File::open(file).and_then(|file| file.read_exact_at(&mut head, 0));
+    if read.is_err() || !head.starts_with(b"hsqs") {
+        let remedy = "take kernel, initrd and root archive of one version: their names have it";
+        return Err(Failed::new("the image file in memory does not begin with a root: it was altered", remedy));
+    }
+    Ok(u64::from_le_bytes(std::array::from_fn(|n| head[40 + n])).next_multiple_of(BLOCK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_tree_begins_where_the_root_says_it_ends() {
+        let path = std::env::temp_dir().join(format!("pgkiln-image-file-{}", std::process::id()));
+        let mut bytes = vec![0; 96];
+        bytes[..4].copy_from_slice(b"hsqs");
+        bytes[40..48].copy_from_slice(&5000u64.to_le_bytes());
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(data_bytes(&path).unwrap(), 8192);
+        bytes[0] = b'x';
+        fs::write(&path, &bytes).unwrap();
+        assert!(format!("{:?}", data_bytes(&path).unwrap_err()).contains("one version"));
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_with_holes_did_not_fit() {
+        let path = std::env::temp_dir().join(format!("pgkiln-holes-{}", std::process::id()));
+        fs::write(&path, vec![1; 8192]).unwrap();
+        assert_eq!(whole(&path.metadata().unwrap()).unwrap(), 8192);
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(64 << 20).unwrap();
+        let told = format!("{:?}", whole(&path.metadata().unwrap()).unwrap_err());
+        assert!(told.contains("only 0 of the image's 64 MiB") && told.contains("give it 448 MiB"), "{told}");
+        fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,155 @@
+//! A machine that has no disk of the image: live, from memory.
+//!
+//! Needs root, QEMU and `PGKILN_TEST_IMAGE`; the outputs are baked beside that image.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use pgkiln::bake;
+use pgkiln::cli::default_cache_dir;
+use pgkiln::cluster::{self, SeedFormat};
+use pgkiln::outputs::Format;
+use pgkiln::progress::Ui;
+use pgkiln_tests::qemu::{Kernel, Machine};
+use pgkiln_tests::{image, workspace};
+
+type Result<T = ()> = anyhow::Result<T>;
+
+/// From power to what is waited for. Emulation on a busy machine is slow: a limit only ends a test that would never end.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Says what a person would look for, and powers off.
+const LOOK: &str = "\
+until firstboot verdict; do sleep 1; done; \
+echo probe-failed=[$(systemctl list-units --failed --plain --no-legend | cut -d\" \" -f1 | xargs)]; \
+echo probe-var=$(findmnt -no SOURCE,FSTYPE /var | xargs) $(cat /var/probe 2>/dev/null || echo new); \
+echo kept > /var/probe; \
+echo probe-id=$(cat /etc/machine-id) journals=$(ls /var/log/journal | wc -l); \
+echo probe-root=$(findmnt -no SOURCE,FSTYPE,OPTIONS / | xargs); \
+echo probe-sql=$(psql -Atc \"select 40+2\" postgres); \
+echo probe-memory=$(free -m | xargs); \
+systemctl poweroff";
+
+/// What the image is baked to, once for all tests here; nothing without a test image.
+fn baked() -> Result<Option<Vec<PathBuf>>> {
+    if image::baked().is_none() {
+        return Ok(None);
+    }
+    let out = workspace::root().join("target/selftest/debian-13-live");
+    let options = bake::Options {
+        formats: Some(vec![Format::Pxe]),
+        relock: true,
+        ..bake::Options::new(workspace::image("debian-13"), out)
+    };
+    Ok(Some(bake::bake(&options, &Ui::silent(default_cache_dir()))?.outputs))
+}
+
+fn output<'a>(outputs: &'a [PathBuf], ending: &str) -> Result<&'a Path> {
+    let found = outputs.iter().find(|path| path.to_string_lossy().ends_with(ending));
+    Ok(found.with_context(|| format!("an output {ending}"))?)
+}
+
+fn scratch() -> Result<tempfile::TempDir> {
+    Ok(tempfile::Builder::new().prefix("pgkiln-live-").tempdir_in("/var/tmp")?)
+}
+
+fn blank(path: &Path, bytes: u64) -> Result {
+    Ok(fs_err::File::create(path)?.set_len(bytes)?)
+}
+
+/// What a boot loader would do with the script: both archives one behind the other, and the script's own command line.
+fn loaded(outputs: &[PathBuf], dir: &Path, words: &str) -> Result<Kernel> {
+    let script = fs_err::read_to_string(output(outputs, ".ipxe")?)?;
+    let line = script.lines().find_map(|line| line.strip_prefix("kernel ")).context("a kernel in the script")?;
+    let mut parts = line.split_whitespace();
+    let image = parts.next().context("its name")?;
+    let line: Vec<&str> = parts.filter(|word| !word.starts_with("initrd=") && !word.starts_with("${")).collect();
+    let initrd = dir.join("initrd");
+    let mut file = fs_err::File::create(&initrd)?;
+    for name in script.lines().filter_map(|line| line.strip_prefix("initrd ")) {
+        std::io::copy(&mut fs_err::File::open(output(outputs, name)?)?, &mut file)?;
+    }
+    file.flush()?;
+    let command_line = format!("{} {words}", line.join(" "));
+    Ok(Kernel { image: output(outputs, image)?.to_owned(), initrd, command_line })
+}
+
+/// A seed of a cluster of one, at the address QEMU's network has for it.
+fn seed(dir: &Path) -> Result<PathBuf> {
+    let options = cluster::Options {
+        name: "orders".to_owned(),
+        nodes: vec!["10.0.2.15".to_owned()],
+        prefix_len: Some(24),
+        ..Default::default()
+    };
+    let cluster = cluster::create(&dir.join("cluster"), options.definition()?)?;
+    cluster.write_seeds(&["pg-1".to_owned()], SeedFormat::Iso, &dir.join("seeds"), true)?;
+    Ok(dir.join("seeds/pg-1.iso"))
+}
+
+fn value<'a>(console: &'a str, name: &str) -> &'a str {
+    let found = console.lines().rev().find_map(|line| Some(line.split_once(&format!("probe-{name}="))?.1));
+    found.unwrap_or_default().trim()
+}
+
+#[test]
+#[ignore = "needs root, QEMU and three minutes"]
+fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
+    let Some(outputs) = baked()? else { return Ok(()) };
+    let work = scratch()?;
+    let disk = work.path().join("disk.raw");
+    blank(&disk, 2 << 30)?;
+    let kernel = loaded(&outputs, work.path(), "pgkiln.live pgkiln.failure=poweroff")?;
+    let machine = Machine::new(&work.path().join("machine"), &disk)?.seed(&seed(work.path())?).probe(LOOK);
+    // BIOS: live is what a machine without UEFI can do.
+    let machine = machine.bios().memory(1536).kernel(kernel);
+    let first = machine.boot()?.wait_for_end(LIMIT)?;
+    assert!(first.contains("the image file in memory is /dev/loop0"), "{first}");
+    assert!(first.contains("goes to /dev/vda (2.0 GiB, serial DISK1), which becomes its own"), "{first}");
+    assert_eq!(value(&first, "failed"), "[]", "{first}");
+    assert_eq!(value(&first, "sql"), "42", "{first}");
+    assert_eq!(value(&first, "var"), "/dev/vda1 ext4 new", "{first}");
+    assert!(value(&first, "root").contains(" squashfs ro"), "{first}");
+    assert!(value(&first, "id").ends_with(" journals=1"), "{first}");
+
+    let second = machine.boot()?.wait_for_end(LIMIT)?;
+    assert!(second.contains("(/var) is on /dev/vda1"), "{second}");
+    assert_eq!(value(&second, "var"), "/dev/vda1 ext4 kept", "{second}");
+    assert_eq!(value(&second, "id"), value(&first, "id"), "{second}");
+    assert_eq!((value(&second, "failed"), value(&second, "sql")), ("[]", "42"), "{second}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root, QEMU and a minute"]
+fn a_live_node_says_what_it_lacks() -> Result {
+    let Some(outputs) = baked()? else { return Ok(()) };
+    let work = scratch()?;
+    let disk = work.path().join("disk.raw");
+    blank(&disk, 2 << 30)?;
+    let kernel = loaded(&outputs, work.path(), "pgkiln.live pgkiln.failure=poweroff")?;
+    let machine = |name: &str| Machine::new(&work.path().join(name), &disk);
+
+    let said = machine("small")?.bios().memory(640).kernel(kernel.clone()).boot()?.wait_for_end(LIMIT)?;
+    assert!(said.contains("too little memory: only ") && said.contains("powering off in 10 s"), "{said}");
+    assert!(!said.contains("systemd["), "{said}");
+
+    // Of another image: nothing of it is used.
+    let (front, hash) = kernel.command_line.split_once("roothash=").context("a root hash")?;
+    let digit = if hash.starts_with('0') { '1' } else { '0' };
+    let other = Kernel { command_line: format!("{front}roothash={digit}{}", &hash[1..]), ..kernel.clone() };
+    let said = machine("other")?.bios().memory(1536).kernel(other).boot()?.wait_for_end(LIMIT)?;
+    assert!(said.contains("does not have the root hash of the command line"), "{said}");
+
+    // A disk that is not blank stays as it is, byte for byte.
+    let bytes = b"somebody's";
+    let file = fs_err::OpenOptions::new().write(true).open(&disk)?;
+    std::os::unix::fs::FileExt::write_all_at(file.file(), bytes, 4000)?;
+    let before = pgkiln::digest::Sha256::of_file(&disk)?;
+    let said = machine("full")?.bios().memory(1536).kernel(kernel).boot()?.wait_for_end(LIMIT)?;
+    assert!(said.contains("no disk is blank; there is /dev/vda") && said.contains("nobody knows"), "{said}");
+    assert!(pgkiln::digest::Sha256::of_file(&disk)? == before, "the disk was written to");
+    Ok(())
+}
