@@ -1,7 +1,6 @@
 //! Disks that hold something, as files with the signatures that real programs leave: each is refused with what it holds, and not a
 //! byte of it changes. The layouts are libblkid's (`libblkid/src/superblocks` of util-linux), which checks more than the magic.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::choose::{Examined, decide};
@@ -11,6 +10,8 @@ use super::wanted::{Selector, Wanted};
 
 const SIZE: u64 = 16 << 20;
 const NEEDED: u64 = 8 << 20;
+
+type Fill = fn(&mut [u8]);
 
 fn put(bytes: &mut [u8], at: usize, what: &[u8]) {
     bytes[at..at + what.len()].copy_from_slice(what);
@@ -90,7 +91,7 @@ fn unknown(bytes: &mut [u8]) {
     put(bytes, SIZE as usize - 4096, b"whose?");
 }
 
-fn disk(path: &Path, fill: fn(&mut [u8])) -> Disk {
+fn disk(path: &Path, fill: Fill) -> Disk {
     let mut bytes = vec![0; SIZE as usize];
     fill(&mut bytes);
     fs_err::write(path, bytes).unwrap();
@@ -109,7 +110,7 @@ fn decided(disks: &[Disk], wanted: &Wanted, needed: u64) -> Result<Examined, Str
 fn what_holds_something_is_refused_by_name_and_stays_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let nothing = Wanted::default();
-    let cases: [(&str, fn(&mut [u8])); 8] = [
+    let cases: [(&str, Fill); 8] = [
         ("type ext4", ext4),
         ("type xfs", xfs),
         ("a physical volume of LVM", lvm),
