@@ -103,8 +103,8 @@ fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
     blank(&disk, 2 << 30)?;
     let kernel = loaded(&outputs, work.path(), "pgkiln.live pgkiln.failure=poweroff")?;
     let machine = Machine::new(&work.path().join("machine"), &disk)?.seed(&seed(work.path())?).probe(LOOK);
-    // BIOS: live is what a machine without UEFI can do.
-    let machine = machine.bios().memory(1536).kernel(kernel);
+    // BIOS: live is what a machine without UEFI can do. A good node needs 784 MiB.
+    let machine = machine.bios().memory(1024).kernel(kernel);
     let first = machine.boot()?.wait_for_end(LIMIT)?;
     assert!(first.contains("the image file in memory is /dev/loop0"), "{first}");
     assert!(first.contains("goes to /dev/vda (2.0 GiB, serial DISK1), which becomes its own"), "{first}");
