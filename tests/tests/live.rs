@@ -12,7 +12,7 @@ use pgkiln::cli::default_cache_dir;
 use pgkiln::cluster::{self, SeedFormat};
 use pgkiln::outputs::Format;
 use pgkiln::progress::Ui;
-use pgkiln_tests::qemu::{Kernel, Machine};
+use pgkiln_tests::qemu::{self, Kernel, Machine};
 use pgkiln_tests::{image, workspace};
 
 type Result<T = ()> = anyhow::Result<T>;
@@ -123,8 +123,11 @@ fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
 }
 
 #[test]
-#[ignore = "needs root, QEMU and a minute"]
+#[ignore = "needs root, QEMU, a minute, and PGKILN_TEST_MACHINES=all"]
 fn a_live_node_says_what_it_lacks() -> Result {
+    if !qemu::all() {
+        return Ok(());
+    }
     let Some(outputs) = baked()? else { return Ok(()) };
     let work = scratch()?;
     let disk = work.path().join("disk.raw");

@@ -85,7 +85,7 @@ fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
 }
 
 /// Suites that take half of the time together, and wait for clusters most of it: they run beside all others.
-const BESIDE: [&str; 3] = ["chaos", "crash", "layout"];
+const BESIDE: [&str; 4] = ["chaos", "crash", "layout", "update"];
 
 /// These suites, as `cargo test` wants them named.
 fn named<'a>(suites: &[&'a String]) -> Vec<&'a str> {
