@@ -121,8 +121,7 @@ async fn content(backups: &Backups, system_id: &str) -> Result<Content> {
             let file = format!("archive/{}/archive.info", backups.desired.spec().cluster.name);
             // `info` reads with whatever it has; this command tells a wrong passphrase from a damaged file.
             let read = backups.pgbackrest(&["repo-get", &file])?.run().await;
-            let code = read.as_ref().err().and_then(|error| error.downcast_ref::<Failed>()).and_then(|f| f.code);
-            if code == Some(CRYPTO_ERROR) { Err(info::wrong_passphrase(&path).into()) } else { Ok(content) }
+            if is_wrong_passphrase(&read) { Err(info::wrong_passphrase(&path).into()) } else { Ok(content) }
         }
         // No stanza of this name is not yet an empty repository.
         Content::Empty => {
@@ -142,6 +141,15 @@ async fn content(backups: &Backups, system_id: &str) -> Result<Content> {
             }
         }
         content => Ok(content),
+    }
+}
+
+/// What a file of sections comes out as when it is decrypted with another passphrase: one time in 256 its end looks like
+/// padding all the same, and the rest of it is noise.
+fn is_wrong_passphrase(read: &Result<String>) -> bool {
+    match read {
+        Ok(text) => !text.is_empty() && !text.starts_with('['),
+        Err(error) => error.downcast_ref::<Failed>().is_some_and(|failed| failed.code == Some(CRYPTO_ERROR)),
     }
 }
 
@@ -245,6 +253,25 @@ async fn backup(backups: &Backups) -> Result<()> {
                 state.unwrap_or("unknown"),
                 backups.desired.spec().slot
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_is_a_wrong_passphrase_and_a_damaged_file_is_not() {
+        let failed = |code| {
+            let (command, outcome) = ("pgbackrest".to_owned(), format!("exited with {code}"));
+            Err(Failed { command, outcome, stderr: String::new(), code: Some(code) }.into())
+        };
+        assert!(is_wrong_passphrase(&failed(CRYPTO_ERROR)) && !is_wrong_passphrase(&failed(55)));
+        for (text, wrong) in
+            [("\u{fffd}\u{2}8s\u{fffd}", true), ("[backrest]\nbackrest-format=5\n\u{fffd}", false), ("", false)]
+        {
+            assert_eq!(is_wrong_passphrase(&Ok(text.to_owned())), wrong, "{text}");
         }
     }
 }
