@@ -116,17 +116,22 @@ pub enum Install {
     Yes,
 }
 
+/// apt removes a package that does not go with one it was asked for, for instance tools of a newer QEMU than the one
+/// installed beside them. What was there at the first look is then missing at the second.
+const ROUNDS: usize = 2;
+
 /// Checks this host and, if allowed, installs what packages can bring; an error lists what is still missing.
 pub fn ensure(purposes: &[Purpose], install: Install, ui: &Ui) -> anyhow::Result<Report> {
-    let report = check(purposes, ui);
-    let packages = missing_packages(&report.requirements);
-    let report = match &report.install {
-        Some(command) if may_install(install, command, ui)? => {
-            apt_install(&packages, ui)?;
-            check(purposes, ui)
+    let mut report = check(purposes, ui);
+    for _ in 0..ROUNDS {
+        match &report.install {
+            Some(command) if may_install(install, command, ui)? => {
+                apt_install(&missing_packages(&report.requirements), ui)?;
+                report = check(purposes, ui);
+            }
+            _ => break,
         }
-        _ => report,
-    };
+    }
     if report.ok { Ok(report) } else { Err(report.problems().into()) }
 }
 

@@ -119,7 +119,7 @@ struct Tracer {
 
 impl Tracer {
     fn follow(mut self) -> anyhow::Result<Trace> {
-        let mut killed = false;
+        let (mut killed, mut over) = (false, false);
         let own_children = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
         loop {
             let status = match waitpid(None, Some(own_children)) {
@@ -133,14 +133,15 @@ impl Tracer {
                     self.tracees.remove(&pid);
                     if pid == self.root {
                         // Stopped from outside, or its work is done: what it left behind goes, too.
+                        over = true;
                         self.kill_all();
                     }
                     continue;
                 }
                 WaitStatus::PtraceSyscall(pid) => {
                     self.tracees.insert(pid);
-                    if self.is_kill_point(pid) {
-                        killed = true;
+                    if !over && self.is_kill_point(pid) {
+                        (killed, over) = (true, true);
                         self.kill_all();
                     }
                     (pid, None)
@@ -155,6 +156,10 @@ impl Tracer {
                 WaitStatus::Stopped(pid, signal) => (pid, Some(signal)),
                 WaitStatus::Continued(_) | WaitStatus::StillAlive => continue,
             };
+            if over {
+                // Born while the others were killed: nobody else would ever end it, and this loop waits for it.
+                let _ = kill(pid, Signal::SIGKILL);
+            }
             // ESRCH: killed in the meantime; its end is reported next.
             let _ = ptrace::syscall(pid, signal);
         }

@@ -23,7 +23,7 @@ struct Args {
     /// Leave out what needs root and the baked image
     #[arg(long)]
     fast: bool,
-    /// Further arguments for `cargo test`, for instance a test's name
+    /// Further arguments for `cargo nextest run`, for instance a test's name
     #[arg(last = true)]
     test_args: Vec<String>,
 }
@@ -60,55 +60,47 @@ fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
     let check = ui.step("doctor");
     doctor::ensure(purposes, install, ui).context("checking this host; `cargo selftest --fast` needs less")?;
     check.done();
-    // As this program itself was built: another profile would build every dependency a second time.
-    let cargo = |what: &[&str]| {
-        let cargo = Cmd::new(&table::CARGO).args(["test", "--release", "--workspace", "--no-fail-fast"]);
-        cargo.args(what).current_dir(workspace::root())
-    };
+    nextest(install, ui)?;
     let own: Vec<&str> = args.test_args.iter().map(String::as_str).collect();
     if args.fast {
-        return Ok(cargo(&own).interactive()?.success());
+        return Ok(tests().args(own).interactive()?.success());
     }
     let (image, tree) = image::bake(ui)?;
-    let tests = |what: &[&str]| {
-        let run = cargo(what).env(image::VARIABLE, &image).env(image::ETCD_VARIABLE, tree.join("usr/bin/etcd"));
+    let tests = || {
+        let run = tests().env(image::VARIABLE, &image).env(image::ETCD_VARIABLE, tree.join("usr/bin/etcd"));
         run.env(image::HAPROXY_VARIABLE, tree.join("usr/sbin/haproxy"))
     };
-    if !own.is_empty() {
-        return Ok(tests(&own).interactive()?.success());
+    // `ignored` are those that `cargo test` alone could not run: root, and minutes each.
+    let passed = tests().args(["--run-ignored", "all"]).args(&own).interactive()?.success();
+    Ok(passed && (!own.is_empty() || cargo(&["test", "--doc"]).interactive()?.success()))
+}
+
+/// Cargo for all packages, in the profile this program itself was built in: another one would build every dependency a
+/// second time.
+fn cargo(what: &[&str]) -> Cmd {
+    Cmd::new(&table::CARGO).args(what).args(["--release", "--workspace"]).current_dir(workspace::root())
+}
+
+/// The tests; which of them may run beside which, and for how long: `.config/nextest.toml`.
+fn tests() -> Cmd {
+    cargo(&["nextest", "run", "--no-tests", "fail"])
+}
+
+/// Tests that hang have to be ended and named; cargo's own runner does neither.
+fn nextest(install: Install, ui: &Ui) -> anyhow::Result<()> {
+    let is_there =
+        || Cmd::new(&table::CARGO).args(["nextest", "--version"]).captured().is_ok_and(|c| c.status.success());
+    if is_there() {
+        return Ok(());
     }
-    let mut passed = cargo(&["--no-run"]).interactive()?.success() && side_by_side(&tests, ui)?;
-    passed &= tests(&["--test", ALONE]).interactive()?.success();
-    passed &= tests(&["--doc"]).interactive()?.success();
-    // `ignored` are those that `cargo test` alone could not run: root, two minutes each, the machine to themselves.
-    passed &= tests(&["--", "--ignored", "--test-threads=1"]).interactive()?.success();
-    Ok(passed)
-}
-
-/// Suites with one cluster at a time, which wait for it most of the time: they run beside the others.
-const BESIDE: [&str; 3] = ["crash", "layout", "update"];
-/// Has three clusters at a time, and measures what they do when little else does.
-const ALONE: &str = "chaos";
-
-/// These suites, as `cargo test` wants them named.
-fn named<'a>(suites: &[&'a String]) -> Vec<&'a str> {
-    suites.iter().flat_map(|suite| ["--test", suite.as_str()]).collect()
-}
-
-/// Runs everything, in two halves at a time; the second one's words come when the first has ended.
-fn side_by_side(tests: &(impl Fn(&[&str]) -> Cmd + Sync), ui: &Ui) -> anyhow::Result<bool> {
-    let suites = workspace::suites()?;
-    let (beside, rest): (Vec<_>, Vec<_>) =
-        suites.iter().filter(|suite| *suite != ALONE).partition(|suite| BESIDE.contains(&suite.as_str()));
-    anyhow::ensure!(beside.len() == BESIDE.len(), "of {BESIDE:?} there are only {beside:?} under tests/tests");
-    let first = [vec!["--lib", "--bins"], named(&rest)].concat();
-    let second = named(&beside);
-    ui.note(format!("beside these, their words follow at the end: {}", BESIDE.join(", ")));
-    std::thread::scope(|scope| {
-        let second = scope.spawn(|| tests(&second).captured());
-        let first = tests(&first).interactive();
-        let second = second.join().map_err(|_| anyhow::anyhow!("the thread beside panicked"))??;
-        ui.note(format!("{}{}", String::from_utf8_lossy(&second.stderr), String::from_utf8_lossy(&second.stdout)));
-        Ok(first?.success() && second.status.success())
-    })
+    const GET: [&str; 3] = ["install", "--locked", "cargo-nextest"];
+    anyhow::ensure!(
+        install == Install::Yes,
+        "cargo-nextest, which runs the tests, is missing: `cargo {}` (some minutes), or `cargo selftest --yes`",
+        GET.join(" ")
+    );
+    let step = ui.step(format!("cargo {}", GET.join(" ")));
+    Cmd::new(&table::CARGO).args(GET).run().context("installing what runs the tests")?;
+    step.done();
+    Ok(())
 }
