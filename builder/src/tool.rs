@@ -149,6 +149,13 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_is_stopped_goes_on() {
+        let stops = || Cmd::new(&SH).args(["-c", "kill -STOP $$; exit 7"]).resumed();
+        assert_eq!(stops().captured().unwrap().status.code(), Some(7));
+        assert_eq!(stops().interactive().unwrap().code(), Some(7));
+    }
+
+    #[test]
     fn a_missing_program_names_package_and_reason() {
         let absent = Tool { name: "no-such-program", package: "some-package", minimum: None, why: "flying" };
         let problem = absent.find().unwrap_err();

@@ -13,6 +13,7 @@ pub type ExecOutput = Captured;
 pub(super) fn command(supervisor: i32, init: i32, argv: &[String]) -> Cmd {
     let entered = Cmd::new(&table::NSENTER).arg(format!("--target={init}")).args(["--all", "--"]).args(argv);
     environment(entered.wrapped_by(&table::NSENTER, [&format!("--target={supervisor}"), "--mount", "--pid", "--"]))
+        .resumed()
 }
 
 /// The same in a node that is a machine. The connection that waits for the next command lives in the lab and ends with it.

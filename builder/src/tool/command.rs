@@ -5,14 +5,23 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
 
 use super::{Captured, Failed, Running, Tool, shell_quoted, table};
 
 /// How much of a failed program's stderr an error shows; the interesting part is at its end.
 const STDERR_TAIL_LINES: usize = 20;
+
+/// How long a program of [`Cmd::resumed`] may stand still.
+const RESUMED_EVERY: Duration = Duration::from_secs(1);
 
 /// What a child reads on standard input.
 enum Input {
@@ -31,6 +40,7 @@ pub struct Cmd {
     env_clear: bool,
     dir: Option<PathBuf>,
     input: Input,
+    resumed: bool,
 }
 
 impl Cmd {
@@ -45,6 +55,7 @@ impl Cmd {
             env_clear: false,
             dir: None,
             input: Input::Null,
+            resumed: false,
         }
     }
 
@@ -119,6 +130,14 @@ impl Cmd {
         self.wrapped_by(&table::SETPRIV, ["--pdeathsig", "KILL", "--"])
     }
 
+    /// Lets nothing stop the program for good. nsenter(1) stops itself when the program it waits for is stopped, and
+    /// systemd-shutdown stops all programs of a machine before it ends them: whoever asks a node just then would wait for ever.
+    #[must_use]
+    pub fn resumed(mut self) -> Self {
+        self.resumed = true;
+        self
+    }
+
     /// The command, quoted so that it can be pasted into a shell.
     pub fn command_line(&self) -> String {
         let name = |tool: &Tool| OsString::from(tool.name);
@@ -158,10 +177,13 @@ impl Cmd {
 
     /// Runs to the end; the exit status is data, not an error.
     pub fn captured(self) -> anyhow::Result<Captured> {
+        let resumed = self.resumed;
         let (bytes, mut running) = self.start(Stdio::piped(), Stdio::piped())?;
         let (mut stdin, mut stdout) = (running.child.stdin.take(), running.child.stdout.take());
         let mut stderr = running.child.stderr.take();
+        let pid = running.pid();
         let (out, err) = thread::scope(|scope| {
+            let _resumes = resumed.then(|| Resumes::start(scope, pid));
             // A child that stops reading early (`EPIPE`) tells why by its exit status.
             scope.spawn(move || stdin.as_mut().map(|pipe| pipe.write_all(&bytes)));
             let err = scope.spawn(move || read_all(stderr.as_mut()));
@@ -176,7 +198,17 @@ impl Cmd {
         let mut command = self.command()?;
         let line = self.command_line();
         command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
-        command.status().with_context(|| format!("starting `{line}`"))
+        if !self.resumed {
+            return command.status().with_context(|| format!("starting `{line}`"));
+        }
+        let child = command.spawn().with_context(|| format!("starting `{line}`"))?;
+        let mut running = Running { child, command: line, tool: self.tool };
+        thread::scope(|scope| {
+            let _resumes = Resumes::start(scope, running.pid());
+            // Not reaped yet: until then the number is nobody else's.
+            while waitid(Id::Pid(running.pid()), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+        });
+        running.wait()
     }
 
     /// Becomes the program; returns only if that fails.
@@ -254,6 +286,22 @@ impl Cmd {
             command.current_dir(dir);
         }
         Ok(command)
+    }
+}
+
+/// Continues a program now and then, until dropped.
+struct Resumes(#[expect(dead_code, reason = "its end is what the thread waits for")] mpsc::Sender<()>);
+
+impl Resumes {
+    /// `pid` must not be reaped before this is dropped.
+    fn start<'scope>(scope: &'scope thread::Scope<'scope, '_>, pid: Pid) -> Self {
+        let (sender, ended) = mpsc::channel();
+        scope.spawn(move || {
+            while ended.recv_timeout(RESUMED_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let _ = kill(pid, Signal::SIGCONT);
+            }
+        });
+        Self(sender)
     }
 }
 
