@@ -45,12 +45,13 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     step.done_with(tree::remark(&base));
 
     let step = steps.start("agent");
-    let (agent, agent_sha256) = agent::agent(options.agent.as_deref(), &options.image, &cache)?;
+    let programs = agent::Programs::find(options.agent.as_deref(), &options.image, &cache)?;
     let copied = layer::Files::collect(&agent::profiles(&options.image), &image.trees()?)?;
     let files_sha256 = copied.digest()?;
-    let version = manifest::version(lock, &[tools.lock().digest(), agent_sha256, files_sha256])?;
+    let made_of = [programs.digests(), vec![tools.lock().digest(), files_sha256, disk::code(image)?]].concat();
+    let version = manifest::version(lock, &made_of)?;
     let image_json = manifest::image_json(image, lock, &version)?;
-    let sources = layer::Sources { agent: &agent, files: &copied, image_json: &image_json };
+    let sources = layer::Sources { agent: &programs.agent, files: &copied, image_json: &image_json };
     let layer = work.dir("layer")?;
     layer::make(&sources, &base.root, &layer, epoch)?;
     step.done();
@@ -69,7 +70,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let (tree, kit, keys) = (base.root.as_path(), tools_tree.root.as_path(), options.secure_boot.as_ref());
     let dir = &work.dir("disk")?;
     let parts = disk::Inputs { image, version: &version, root: &root, tree, tools: kit, keys, dir };
-    let disk = disk::make_for(&formats, &parts, epoch, &cache)?;
+    let disk = disk::make_for(&formats, &parts, epoch, &programs)?;
     step.done();
 
     let step = steps.start("outputs");
@@ -84,7 +85,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
         source_date_epoch: epoch,
         lock_sha256: lock.digest(),
         tools_lock_sha256: tools.lock().digest(),
-        agent_sha256,
+        agent_sha256: programs.agent_sha256,
         files_sha256,
         initrd_sha256: disk.as_ref().map(|disk| disk.program_sha256),
         root_hash: disk.as_ref().map(|disk| disk.root_hash.clone()),

@@ -10,19 +10,45 @@ use crate::digest::Sha256;
 use crate::problem::Problem;
 use crate::tool::{Cmd, table};
 
-/// The agent to install, `given` or the workspace's own, and its digest.
-pub fn agent(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::Result<(PathBuf, Sha256)> {
-    let path = match given {
-        Some(path) => path.to_owned(),
-        None => build("firstboot", image_dir, cache).context("building the agent")?,
-    };
-    let (digest, _) = Sha256::of_file(&path).context("reading the agent")?;
-    Ok((path, digest))
+/// Both programs and their digests.
+pub struct Programs {
+    /// The agent.
+    pub agent: PathBuf,
+    /// Its digest.
+    pub agent_sha256: Sha256,
+    /// PID 1 of the initramfs; none where an image is baked without its sources, as a tree only.
+    initrd: Option<(PathBuf, Sha256)>,
 }
 
-/// PID 1 of the initramfs. It is always the workspace's own: it belongs to this builder, as the list of modules does.
-pub fn initrd_program(image_dir: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
-    build("pgkiln-initrd", image_dir, cache).context("building the initrd's program")
+impl Programs {
+    /// The agent `given` or the workspace's own, and the initrd's program. That one is always the workspace's: it belongs to
+    /// this builder, as the list of modules does. It is built for every image, disk or not: the version depends on it.
+    pub fn find(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::Result<Self> {
+        let agent = match given {
+            Some(path) => path.to_owned(),
+            None => build("firstboot", image_dir, cache).context("building the agent")?,
+        };
+        let agent_sha256 = Sha256::of_file(&agent).context("reading the agent")?.0;
+        let initrd = workspace(image_dir).ok().map(|_| {
+            let program = build("pgkiln-initrd", image_dir, cache).context("building the initrd's program")?;
+            let digest = Sha256::of_file(&program)?.0;
+            anyhow::Ok((program, digest))
+        });
+        Ok(Self { agent, agent_sha256, initrd: initrd.transpose()? })
+    }
+
+    /// What a version stands for.
+    pub fn digests(&self) -> Vec<Sha256> {
+        [self.agent_sha256].into_iter().chain(self.initrd.as_ref().map(|(_, digest)| *digest)).collect()
+    }
+
+    /// PID 1 of the initramfs and its digest, for a disk.
+    pub fn initrd(&self, image_dir: &Path) -> anyhow::Result<(&Path, Sha256)> {
+        match &self.initrd {
+            Some((program, digest)) => Ok((program, *digest)),
+            None => Err(no_sources(image_dir).into()),
+        }
+    }
 }
 
 /// Builds a package's program, static, with the paths of this machine mapped away, in a target directory of its own (other flags
@@ -52,14 +78,15 @@ fn build(package: &str, image_dir: &Path, cache: &Cache) -> anyhow::Result<PathB
 fn workspace(image_dir: &Path) -> anyhow::Result<PathBuf> {
     let image_dir = fs_err::canonicalize(image_dir)?;
     let found = image_dir.ancestors().find(|dir| dir.join("firstboot/Cargo.toml").is_file());
-    let problem = || {
-        Problem::new(
-            "the agent's source is not beside the image",
-            image_dir.display().to_string(),
-            "name a binary with --agent FILE, or bake an image of a checkout",
-        )
-    };
-    Ok(found.map(Path::to_owned).ok_or_else(problem)?)
+    Ok(found.map(Path::to_owned).ok_or_else(|| no_sources(&image_dir))?)
+}
+
+fn no_sources(image_dir: &Path) -> Problem {
+    Problem::new(
+        "the agent's source is not beside the image",
+        image_dir.display().to_string(),
+        "bake an image of a checkout; for a `tree` alone it is enough to name a binary with --agent FILE",
+    )
 }
 
 /// Role profiles of the checkout an image lies in; a directory that does not exist if there is none.

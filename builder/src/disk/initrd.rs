@@ -24,7 +24,7 @@ pub(super) fn make(work: &Work<'_>, kernel: &Kernel) -> anyhow::Result<PathBuf> 
     let mut archive = Archive::default();
     archive.directory("dev");
     archive.console("dev/console");
-    archive.file("init", 0o755, &fs_err::read(&work.program)?);
+    archive.file("init", 0o755, &fs_err::read(work.program)?);
     archive.directory("modules");
     for module in &selected {
         archive.file(&format!("modules/{}.ko", module.name), 0o644, &modules::content(&kernel.modules, module)?);

@@ -13,8 +13,7 @@ use anyhow::Context;
 use secure_boot::Keys;
 use uuid::Uuid;
 
-use crate::assemble::agent;
-use crate::cache::Cache;
+use crate::assemble::agent::Programs;
 use crate::digest::Sha256;
 use crate::image::Image;
 use crate::manifest::Partition;
@@ -31,6 +30,27 @@ pub mod partitions;
 pub mod secure_boot;
 mod uki;
 pub mod verity;
+
+/// The code that decides a disk's bytes. With the definitions of its partitions it is part of an image's version: two builders that make another disk of the same
+/// packages must not call both the same, or a node would take the other one for what it already has.
+const CODE: [&str; 10] = [
+    include_str!("boot.rs"),
+    include_str!("cpio.rs"),
+    include_str!("gpt.rs"),
+    include_str!("initrd.rs"),
+    include_str!("kernel.rs"),
+    include_str!("mod.rs"),
+    include_str!("modules.rs"),
+    include_str!("partitions.rs"),
+    include_str!("uki.rs"),
+    include_str!("verity.rs"),
+];
+
+/// Digest of what decides an image's disk beside its content.
+pub fn code(image: &Image) -> anyhow::Result<Sha256> {
+    let code = CODE.map(|part| Sha256::of(part).to_string()).join("\n");
+    Ok(Sha256::of(format!("{code}\n{}", partitions::digest(image)?)))
+}
 
 /// What a disk is made of.
 pub struct Inputs<'a> {
@@ -63,7 +83,7 @@ struct Work<'a> {
     inputs: &'a Inputs<'a>,
     epoch: u64,
     /// PID 1 of the initramfs.
-    program: PathBuf,
+    program: &'a Path,
 }
 
 impl<'a> std::ops::Deref for Work<'a> {
@@ -127,12 +147,18 @@ pub struct Disk {
 }
 
 /// Makes the disk in [`Inputs::dir`], if one of the formats needs one.
-pub fn make_for(formats: &[Format], inputs: &Inputs<'_>, epoch: u64, cache: &Cache) -> anyhow::Result<Option<Disk>> {
+pub fn make_for(
+    formats: &[Format],
+    inputs: &Inputs<'_>,
+    epoch: u64,
+    programs: &Programs,
+) -> anyhow::Result<Option<Disk>> {
     if !formats.iter().any(|format| format.needs_disk()) {
         return Ok(None);
     }
-    let program = agent::initrd_program(inputs.image.dir(), cache)?;
-    make(&Work { inputs, epoch, program }, formats.contains(&Format::Raw4k)).map(Some)
+    let (program, program_sha256) = programs.initrd(inputs.image.dir())?;
+    let also_4k = formats.contains(&Format::Raw4k);
+    make(&Work { inputs, epoch, program }, program_sha256, also_4k).map(Some)
 }
 
 /// The program, signed if somebody signs.
@@ -141,7 +167,7 @@ fn signed(work: &Work<'_>, program: PathBuf, name: &str) -> anyhow::Result<PathB
     secure_boot::sign(work, keys, name).with_context(|| format!("signing {name}"))
 }
 
-fn make(work: &Work<'_>, also_4k: bool) -> anyhow::Result<Disk> {
+fn make(work: &Work<'_>, program_sha256: Sha256, also_4k: bool) -> anyhow::Result<Disk> {
     let kernel = kernel::Kernel::find(work.image, work.tree)?;
     let (hashes, root_hash) = verity::format(work).context("making the hash tree of the root")?;
     let initrd = initrd::make(work, &kernel).context("making the initrd")?;
@@ -153,7 +179,6 @@ fn make(work: &Work<'_>, also_4k: bool) -> anyhow::Result<Disk> {
     let raw = plan.write(work, 512, "disk.raw").context("making the disk")?;
     let raw_4k = also_4k.then(|| plan.write(work, 4096, "disk.4k.raw")).transpose();
     let raw_4k = raw_4k.context("making the disk with sectors of 4096 bytes")?;
-    let program_sha256 = Sha256::of_file(&work.program)?.0;
     let (root, kernel) = (work.root.to_owned(), kernel.image);
     let partitions = partitions::describe(&raw)?;
     Ok(Disk { root, hashes, root_hash, kernel, initrd, command_line, uki, raw, raw_4k, partitions, program_sha256 })

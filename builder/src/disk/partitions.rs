@@ -28,6 +28,16 @@ fn definitions(image: &Image) -> anyhow::Result<PathBuf> {
         .ok_or_else(|| Problem::new("there is no `repart.d`", image.dir().display().to_string(), remedy))?)
 }
 
+/// Digest of them; of nothing for an image without disks.
+pub(super) fn digest(image: &Image) -> anyhow::Result<Sha256> {
+    let mut texts = Vec::new();
+    for entry in definitions(image).map_or_else(|_| Ok(Vec::new()), |dir| fs_err::read_dir(dir)?.collect())? {
+        texts.push(format!("{} {}", entry.file_name().display(), Sha256::of_file(&entry.path())?.0));
+    }
+    texts.sort();
+    Ok(Sha256::of(texts.join("\n")))
+}
+
 /// A disk that is all defined, and not written yet.
 pub(super) struct Plan {
     bytes: u64,
