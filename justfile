@@ -21,7 +21,7 @@ lint:
 bless:
     INSTA_UPDATE=always cargo test --workspace --lib --bins
 
-# Tries to break clusters again and again: `just torture birth|chaos --count 50`, `just torture crash|update`. Root, PGKILN_TEST_IMAGE.
+# Tries to break clusters again and again: `just torture birth|chaos --count 50`, `just torture crash|flips|update`. Root, PGKILN_TEST_IMAGE.
 torture what *args:
     cargo run -p pgkiln-tests --bin torture -- {{what}} {{args}}
 

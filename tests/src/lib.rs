@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod cluster;
 pub mod crash;
 pub mod disk;
+pub mod flips;
 pub mod image;
 pub mod keys;
 pub mod next;

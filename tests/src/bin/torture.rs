@@ -11,8 +11,7 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use pgkiln_tests::crash::Sweep;
 use pgkiln_tests::plot::median;
-use pgkiln_tests::powercut::Prepared;
-use pgkiln_tests::{birth, chaos, workspace};
+use pgkiln_tests::{birth, chaos, flips, powercut, workspace};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Parser)]
@@ -57,6 +56,12 @@ enum What {
         /// Nodes of the cluster; the first one's agent is killed
         #[arg(long, default_value_t = 1)]
         nodes: usize,
+    },
+    /// Flipping one bit of a disk's root or of its hash tree, booting, and reading the whole root; needs QEMU
+    Flips {
+        /// Runs 1 to COUNT
+        #[arg(long, default_value_t = 100)]
+        count: u64,
     },
     /// Cutting the power of a machine at a random moment of an update, every third time of its first boot; needs QEMU
     Update {
@@ -161,6 +166,17 @@ fn timed(seconds: f64) -> Tried {
     Tried { seconds, ..Tried::default() }
 }
 
+/// Times a run.
+fn stopwatch(
+    run: impl Fn(u64) -> anyhow::Result<String> + Sync,
+) -> impl Fn(u64) -> anyhow::Result<(Tried, String)> + Sync {
+    move |number| {
+        let started = Instant::now();
+        let what = run(number)?;
+        Ok((timed(started.elapsed().as_secs_f64()), what))
+    }
+}
+
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.what {
@@ -195,15 +211,16 @@ fn main() -> anyhow::Result<()> {
             };
             ledger.run(&points, 1, one).map(drop)
         }
+        What::Flips { count } => {
+            let prepared = flips::Prepared::new()?;
+            let ledger = Ledger::open("flips", cli.fresh)?;
+            ledger.run(&Vec::from_iter(1..=count), 1, stopwatch(|number| prepared.run(number))).map(drop)
+        }
         What::Update { count } => {
-            let prepared = Prepared::new()?;
+            let prepared = powercut::Prepared::new()?;
             println!("{prepared}");
-            let one = |number| {
-                let started = Instant::now();
-                let what = prepared.run(number)?;
-                Ok((timed(started.elapsed().as_secs_f64()), what))
-            };
-            Ledger::open("update", cli.fresh)?.run(&Vec::from_iter(1..=count), 1, one).map(drop)
+            let ledger = Ledger::open("update", cli.fresh)?;
+            ledger.run(&Vec::from_iter(1..=count), 1, stopwatch(|number| prepared.run(number))).map(drop)
         }
     }
 }
