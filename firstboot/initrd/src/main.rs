@@ -6,6 +6,11 @@
 //! dm-verity, puts a writable `/etc` in memory above the image's, tells systemd where the rest of this disk is, and starts it. There is no shell: a failure is said in plain
 //! words on every console, and the machine then reboots or powers off (`pgkiln.failure=`).
 //!
+//! Not dracut, which is the usual choice and was tried first: with what a verified root needs its archive had 29.5 MB instead of
+//! 1.8, the way to the verified root took 10.4 s instead of 4.2 (same kernel and disk, QEMU's `-icount`), and what it
+//! does when something is missing is a shell nobody can log in to. What it can and this cannot (network roots, RAID, LVM, LUKS)
+//! is not asked of this root.
+//!
 //! Each step is a module; a further one is a call in [`boot`].
 
 mod attach;
