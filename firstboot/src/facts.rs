@@ -185,6 +185,14 @@ pub fn has_address(address: IpAddr) -> bool {
     addresses().contains(&address)
 }
 
+/// Whether this machine has an address that others can reach it at.
+pub fn is_on_a_network() -> bool {
+    addresses().iter().any(|ip| match ip {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    })
+}
+
 /// Whether `network` contains an address configured now.
 pub fn is_connected(network: IpNet) -> bool {
     addresses().iter().any(|ip| network.contains(ip))

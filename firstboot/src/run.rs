@@ -42,7 +42,7 @@ pub async fn run<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) 
 /// As far as is known what to become: a node that has yet to join ends where it has joined.
 async fn become_node<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) -> C) -> Result<(Desired, C), Ended> {
     let (layout, board) = (&host.layout, &host.board);
-    let (desired, facts) = decide(layout, board)?;
+    let (desired, facts) = decide(layout, board).await?;
     let mut state = State::load(layout).map_err(|error| Ended::Refused(problems(error)))?;
     board.phase(Phase::Planning);
     let plan = plan::plan(&desired, &facts, &state).map_err(Ended::Refused)?;
@@ -57,10 +57,10 @@ async fn become_node<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) ->
 }
 
 /// What this boot must become: nothing is written but the acceptance itself.
-fn decide(layout: &Layout, board: &Board) -> Result<(Desired, Facts), Ended> {
+async fn decide(layout: &Layout, board: &Board) -> Result<(Desired, Facts), Ended> {
     board.phase(Phase::Searching);
     let facts = Facts::gather(layout);
-    let found = datasource::find(layout);
+    let found = datasource::search(layout, board, datasource::patience(layout)).await;
     let unasked = matches!(found, Ok(None)) && !layout.spec().exists();
     let refused = |found| if unasked { Ended::Unasked(found) } else { Ended::Refused(found) };
     let (accepted, secrets) = stored::accept(layout, found, &facts, board).map_err(refused)?;

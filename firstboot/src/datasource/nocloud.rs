@@ -1,5 +1,6 @@
 //! NoCloud: a seed directory, or a volume labelled `cidata` (ISO 9660 or FAT).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -48,25 +49,40 @@ fn read_directory(path: &Path, name: &str) -> Result<Seed, Problem> {
     };
     let user_data = needed("user-data", file("user-data")?)?;
     let meta_data = needed("meta-data", file("meta-data")?)?;
+    let network_config = file("network-config")?;
+    assemble(name, Documents { user_data, meta_data, network_config }, &BTreeMap::new())
+}
+
+/// The documents of a seed, wherever they come from.
+#[derive(Debug)]
+pub(super) struct Documents {
+    pub(super) user_data: Vec<u8>,
+    pub(super) meta_data: Vec<u8>,
+    pub(super) network_config: Option<Vec<u8>>,
+}
+
+/// A seed of documents; `given` are metadata that count more than the document's.
+pub(super) fn assemble(name: &str, documents: Documents, given: &BTreeMap<String, String>) -> Result<Seed, Problem> {
+    let text = |bytes: Vec<u8>, file: &str| {
+        let bad = |_| Problem::new("not UTF-8", format!("{name}/{file}"), "save it as UTF-8");
+        String::from_utf8(bytes).map_err(bad)
+    };
     let place = format!("{name}/meta-data");
-    let meta = String::from_utf8(meta_data).map_err(|_| Problem::new("not UTF-8", &place, "save it as UTF-8"))?;
-    let meta = tree::parse(&meta, &place)?;
-    let value = |key: &str| meta.get(key).and_then(tree::Node::scalar);
+    let meta = tree::parse(&text(documents.meta_data, "meta-data")?, &place)?;
+    let value = |key: &str| given.get(key).cloned().or_else(|| meta.get(key).and_then(tree::Node::scalar));
     let instance_id = value("instance-id").ok_or_else(|| {
         Problem::new("`instance-id` is missing", &place, "add `instance-id:` with any value that names this instance")
     })?;
-    let network_config = file("network-config")?
-        .map(String::from_utf8)
-        .transpose()
-        .map_err(|_| Problem::new("not UTF-8", format!("{name}/network-config"), "save it as UTF-8"))?;
+    let network_config = documents.network_config.map(|bytes| text(bytes, "network-config")).transpose()?;
     Ok(Seed {
         source: format!("NoCloud, {name}"),
         place: format!("{name}/user-data"),
         instance_id,
         hostname: value("local-hostname"),
-        user_data,
+        user_data: documents.user_data,
         network_config: network_config.filter(|text| !text.trim().is_empty()),
         wipeable: None,
+        network: false,
     })
 }
 

@@ -7,12 +7,15 @@ use anyhow::{Context, Result};
 use fs_err as fs;
 
 use super::{File, Host};
+use crate::datasource::dhcp;
 use crate::layout::Layout;
 use crate::retry::{Failure, Policy, retry};
 use crate::{facts, tool};
 
 /// Between two ARP requests (arp(7)); the kernel's own value is a second.
 const ARP_AGAIN_MS: &str = "250";
+/// What networkd needs at most to take a link's leased address away; it does so at once.
+const RECONFIGURED: Duration = Duration::from_millis(500);
 
 pub(super) async fn apply(host: &Host, files: &[File], address: IpAddr) -> Result<()> {
     for file in files {
@@ -21,7 +24,9 @@ pub(super) async fn apply(host: &Host, files: &[File], address: IpAddr) -> Resul
     if !host.layout.is_live() {
         return Ok(());
     }
-    if !files.is_empty() && !facts::has_address(address) {
+    // What DHCP gave while nobody knew better is not this node's network, even if the address is the same.
+    let leased = !files.is_empty() && dhcp::forget(&host.layout)?;
+    if leased || (!files.is_empty() && !facts::has_address(address)) {
         // Starts it if it is not running yet, and makes it read the new files if it is.
         tool::systemctl(&["reload-or-restart", "systemd-networkd.service"]).run().await?;
     }
@@ -32,9 +37,16 @@ pub(super) async fn apply(host: &Host, files: &[File], address: IpAddr) -> Resul
             since.as_secs()
         ));
     };
+    let mut settled = !leased;
     let attempt = async || {
         if facts::has_address(address) {
-            return Ok(());
+            if settled {
+                return Ok(());
+            }
+            // It may be the leased one, which goes before it comes again.
+            settled = true;
+            tokio::time::sleep(RECONFIGURED).await;
+            return Err(Failure::Again(anyhow::anyhow!("the address is configured anew")));
         }
         Err(Failure::Again(anyhow::anyhow!("address {address} is not configured")))
     };

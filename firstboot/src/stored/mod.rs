@@ -71,6 +71,12 @@ pub fn accept(
 pub fn read_seed(seed: &Seed) -> Result<(Accepted, Option<Founding>), Vec<Problem>> {
     let data = user_data::read(&seed.user_data, &seed.place)?;
     let founding = data.spec.founding.clone();
+    if seed.network && founding.is_some() {
+        let what = "the metadata carries the cluster's secrets over a network, where others can read them";
+        let remedy = "write the seeds without `--embed-secrets` and found the cluster with `pgkiln cluster form`. Secrets \
+                      that were served are not secret any more: make a new cluster (`pgkiln cluster new`)";
+        return Err(vec![Problem::new(what, format!("{}:{}", seed.place, user_data::section_line(seed)), remedy)]);
+    }
     let mut config = data.config;
     config.hostname = config.hostname.or_else(|| seed.hostname.clone());
     let accepted = Accepted {
@@ -132,6 +138,10 @@ fn unwritable(layout: &Layout, error: &anyhow::Error) -> Vec<Problem> {
 
 /// Secrets that stay in a seed do not stop a database, but everybody who looks is told.
 fn wipe(seed: &Seed, board: &Board) {
+    // No secret is taken from a network, and a token that was used is none.
+    if seed.network {
+        return;
+    }
     if let Err(error) = wipe::wipe(seed) {
         let note = format!("secrets are still in {}: {error:#}", seed.source);
         tracing::warn!("{note}");

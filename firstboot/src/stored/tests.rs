@@ -143,6 +143,23 @@ fn missing_or_broken_metadata_runs_the_stored_specification_loudly() {
 }
 
 #[test]
+fn secrets_that_came_over_a_network_are_refused_and_a_used_token_there_is_no_secret() {
+    let node = Node::new();
+    let served = |text: &str| Ok(Some(Seed { network: true, wipeable: None, ..node.seed(text) }));
+    let refused = node.start(served(&document(SPEC))).unwrap_err();
+    assert!(refused[0].what.contains("secrets over a network") && refused[0].place == "user-data:3", "{refused:?}");
+    assert!(!node.layout().lib().exists());
+
+    node.boot(&document(SPEC)).unwrap();
+    let before = node.lib();
+    node.start(served(&document(&later()))).unwrap();
+    assert!(node.board.get().notes.is_empty(), "{:?}", node.board.get().notes);
+    node.start(served(&document(SPEC))).unwrap();
+    assert!(node.noted("metadata is invalid") && node.noted("over a network"), "{:?}", node.board.get().notes);
+    assert_eq!(node.lib(), before);
+}
+
+#[test]
 fn the_same_seed_and_another_instance_id_change_nothing() {
     for text in [document(&later()), document(SPEC)] {
         let node = Node::accepted();

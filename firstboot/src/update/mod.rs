@@ -33,6 +33,7 @@ pub mod verity;
 use fits::Misfit;
 use loader::Entry;
 use set::Set;
+pub(crate) use set::public_tls;
 use slots::Slots;
 
 /// How often a new version is tried that was never good.

@@ -259,7 +259,7 @@ fn download(url: String) -> Result<Download> {
 
 async fn fetch(url: &str, parts: &std::sync::mpsc::SyncSender<std::io::Result<Vec<u8>>>) -> Result<()> {
     let client = reqwest::Client::builder().no_proxy().connect_timeout(ANSWER).read_timeout(ANSWER);
-    let client = client.tls_backend_preconfigured(tls(Path::new(AUTHORITIES))?).build()?;
+    let client = client.tls_backend_preconfigured(public_tls()?).build()?;
     let answer = client.get(url).send().await.map_err(|error| anyhow::anyhow!(crate::etcd::plain(&error)))?;
     anyhow::ensure!(answer.status().is_success(), "the server says {}", answer.status());
     let length = answer.content_length();
@@ -272,6 +272,11 @@ async fn fetch(url: &str, parts: &std::sync::mpsc::SyncSender<std::io::Result<Ve
     }
     anyhow::ensure!(length.is_none_or(|length| length == got), "the answer ended after {got} bytes");
     Ok(())
+}
+
+/// TLS that believes whom the image's own list of authorities believes.
+pub(crate) fn public_tls() -> Result<rustls::ClientConfig> {
+    tls(Path::new(AUTHORITIES))
 }
 
 fn tls(authorities: &Path) -> Result<rustls::ClientConfig> {
