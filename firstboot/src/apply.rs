@@ -14,6 +14,8 @@ use crate::step::{Action, Host};
 pub trait Cluster {
     /// Asks the voters to be let in, and keeps what they answer.
     fn join(&mut self) -> impl Future<Output = Result<()>>;
+    /// Waits until the operator has brought the founding bundle, and keeps it.
+    fn form(&mut self) -> impl Future<Output = Result<()>>;
     /// Founds or joins etcd and returns when it has quorum and authentication.
     fn etcd(&mut self, unit: &str) -> impl Future<Output = Result<()>>;
     /// Holds this slot's lease.
@@ -72,6 +74,7 @@ async fn one(step: &Step, desired: &Desired, host: &Host, cluster: &mut impl Clu
     match &step.action {
         Action::Etcd { unit } => cluster.etcd(unit).await,
         Action::Join => cluster.join().await,
+        Action::Form => cluster.form().await,
         Action::Slot => cluster.slot().await,
         action => action.apply(host, desired).await,
     }

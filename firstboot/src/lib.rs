@@ -13,6 +13,7 @@ pub mod facts;
 pub mod fence;
 #[cfg(test)]
 mod fixtures;
+pub mod form;
 pub mod handover;
 pub mod image_info;
 pub mod install;

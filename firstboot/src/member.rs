@@ -18,6 +18,7 @@ use crate::durable;
 use crate::etcd::{self, Accounts, Client, Credentials, Endpoint, LeaseId};
 use crate::facts::Facts;
 use crate::fence::Fence;
+use crate::form;
 use crate::join;
 use crate::patroni::Patroni;
 use crate::pki::{self, Clients};
@@ -30,7 +31,7 @@ use crate::renew::Renewal;
 use crate::retry::{Failure, Policy, retry};
 use crate::roll::Roll;
 use crate::server;
-use crate::spec::{Durability, NodeSpec, Password, Role};
+use crate::spec::{Durability, NodeSpec, Password, Role, Secrets};
 use crate::status::Phase;
 use crate::step::{File, Host};
 use crate::stored;
@@ -123,6 +124,7 @@ impl Member {
         let tls = pki::server(&self.host.layout.pki(), "agent", clients)?;
         let endpoints = server::Endpoints {
             cluster: self.spec().cluster.uuid,
+            bundle: form::digest(&self.desired.secrets)?,
             desk: self.desk.clone(),
             admissions: self.admissions.clone(),
             board: self.host.board.clone(),
@@ -361,6 +363,16 @@ impl Cluster for Member {
         let voters = self.spec().seeds.iter().map(|(slot, ip)| (slot.clone(), SocketAddr::new(*ip, PORT))).collect();
         let joined = join::ask(&self.host.layout, self.spec(), &voters, &self.host.board).await?;
         stored::keep(&self.host.layout, &self.desired.accepted, &joined.secrets, &self.facts)
+    }
+
+    async fn form(&mut self) -> Result<()> {
+        self.host.board.phase(Phase::Waiting);
+        let address = SocketAddr::new(self.desired.ip()?, PORT);
+        let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+        let node = form::Node::new(self.spec())?;
+        let (layout, accepted, facts) = (self.host.layout.clone(), self.desired.accepted.clone(), self.facts.clone());
+        let keep = move |secrets: &Secrets| stored::keep(&layout, &accepted, secrets, &facts);
+        form::wait(&self.host.layout, node, listener, &self.host.board, keep).await
     }
 
     async fn etcd(&mut self, unit: &str) -> Result<()> {

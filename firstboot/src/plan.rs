@@ -157,6 +157,9 @@ fn actions(desired: &Desired, facts: &Facts, network: Vec<(String, String)>) -> 
     let mut steps = machine(desired, network)?;
     if desired.secrets.are_here() {
         steps.extend(cluster(desired, facts)?);
+    } else if desired.spec().is_voter() {
+        // The same: what follows can only be planned with what is in the bundle.
+        steps.push(("form", Lasts::Run, "the founding bundle, from `pgkiln cluster form`".to_owned(), Action::Form));
     } else {
         // What follows can only be planned with what the voters answer.
         let voters = desired.spec().seeds.keys().cloned().collect::<Vec<_>>().join(", ");

@@ -1,5 +1,5 @@
 //! The agent's own port (8443): `GET /v1/intent` while a cluster is founded and after, `GET /v1/status` always, `POST
-//! /v1/join` on voters that expect somebody, `POST /v1/renew` for who has joined.
+//! /v1/join` on voters that expect somebody, `POST /v1/renew` for who has joined, `GET /v1/form` for the operator.
 //!
 //! Mutual TLS: only agents of this cluster get an answer; joining alone is for those without a certificate. Connections
 //! are few, short and small; anything else is cut off before it costs something.
@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 
 use crate::birth::{Desk, Stage};
+use crate::form;
 use crate::join::{self, Refused, Registry, Voter};
 use crate::pki;
 use crate::status::Board;
@@ -43,6 +44,8 @@ const HEADER_BYTES: usize = 8192;
 pub struct Endpoints<R = Voter> {
     /// The cluster whose agents may ask.
     pub cluster: Uuid,
+    /// Which secrets are here ([`crate::form::digest`]).
+    pub bundle: String,
     /// Founding.
     pub desk: Arc<Desk>,
     /// Who lets nodes in; empty until etcd runs here.
@@ -53,8 +56,9 @@ pub struct Endpoints<R = Voter> {
 
 impl<R> Clone for Endpoints<R> {
     fn clone(&self) -> Self {
-        let Self { cluster, desk, admissions, board } = self;
-        Self { cluster: *cluster, desk: desk.clone(), admissions: admissions.clone(), board: board.clone() }
+        let Self { cluster, bundle, desk, admissions, board } = self;
+        let (desk, admissions, board) = (desk.clone(), admissions.clone(), board.clone());
+        Self { cluster: *cluster, bundle: bundle.clone(), desk, admissions, board }
     }
 }
 
@@ -99,6 +103,7 @@ async fn connection<R: Registry + 'static>(
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let agent = certificate.is_some_and(|certificate| pki::is_agent(certificate, endpoints.cluster));
     let key = certificate.filter(|_| agent).map(pki::key_sha256).transpose()?;
+    let operator = certificate.is_some_and(|certificate| form::is_operator(certificate, endpoints.cluster));
     let stranger = match certificate {
         None => Some(strangers.try_acquire().context("too many connections without a certificate")?),
         Some(_) => None,
@@ -114,6 +119,7 @@ async fn connection<R: Registry + 'static>(
                     decide(request, &endpoints, async |desk, request| desk.renew(&request, &key).await).await
                 }
                 (_, _, Some(_)) => answer(&request, &endpoints),
+                (method, form::PATH, None) if operator => formed(method, &endpoints),
                 (_, _, None) => text(StatusCode::FORBIDDEN, "agents only\n"),
             })
         }
@@ -161,6 +167,23 @@ async fn decide<R: Registry, Q: DeserializeOwned, A: Serialize>(
             tracing::warn!("not let in yet: {why}");
             text(StatusCode::SERVICE_UNAVAILABLE, &why)
         }
+    }
+}
+
+/// What the operator hears from a node that has its bundle: whether it is the same, and never any of it.
+fn formed<R>(method: &Method, endpoints: &Endpoints<R>) -> Response<Full<Bytes>> {
+    let stage = match endpoints.desk.shown().map(|record| record.stage) {
+        // The disk was not looked at yet.
+        None => return text(StatusCode::SERVICE_UNAVAILABLE, "no intent stored yet\n"),
+        Some(Stage::Born) => form::Stage::Born,
+        Some(Stage::Intent | Stage::Accepted | Stage::Committed) => form::Stage::Formed,
+    };
+    match *method {
+        Method::GET => {
+            let bundle_sha256 = Some(endpoints.bundle.clone());
+            json(&form::Shown { schema: form::SCHEMA, stage, proof: None, bundle_sha256 })
+        }
+        _ => text(StatusCode::CONFLICT, "this node has its founding bundle; it takes no other\n"),
     }
 }
 

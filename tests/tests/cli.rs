@@ -167,7 +167,6 @@ fn a_seed_is_written_only_where_it_may_be() {
     let seed = |more: &[&str], expected: &[&str]| {
         place.refused(&[&["cluster", "seed", "./orders", "--to", "seeds"], more].concat(), expected);
     };
-    seed(&[], &["--embed-secrets is not given", "hint: add --embed-secrets if the seed stays on trusted media"]);
     seed(&["--embed-secrets", "--slot", "pg-7"], &["orders/cluster.toml: this cluster has no slot `pg-7`"]);
     place.refused(
         &["cluster", "seed", "payments", "--to", "seeds"],

@@ -1,14 +1,15 @@
 //! `pgkiln cluster`: see [`crate::cluster`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use firstboot::spec::Role;
 use ipnet::IpNet;
 use serde_json::json;
 
-use crate::cluster::{self, Cluster, Options, SeedFormat};
+use crate::cluster::{self, Cluster, FormOptions, Options, Outcome, SeedFormat};
 use crate::lab::Lab;
 use crate::problem::Problem;
 use crate::progress::Ui;
@@ -26,7 +27,9 @@ enum Command {
     New(New),
     /// Write what each node reads at first boot
     Seed(Seed),
-    /// Issue the token of a node without a vote anew: for another machine in its slot, or a slot added later
+    /// Bring the founding secrets to the voters whose seeds have none, once each; they wait for it on port 8443
+    Form(Form),
+    /// Issue the token of a node anew: for another machine in its slot, or a slot added later
     Token(Token),
     /// Sign a new intermediate certificate: it lives for a year, and every certificate of the nodes ends with it
     Renew(Renew),
@@ -93,13 +96,32 @@ struct Seed {
     /// Shape of a seed
     #[arg(long, value_enum, default_value = "dir")]
     format: SeedFormat,
-    /// Put the intermediate CA's key and the cluster's passwords into the voters' seeds, which need them; the other
-    /// nodes' seeds carry a single-use token
+    /// Put the intermediate CA's key and the cluster's passwords into the voters' seeds, for trusted media: the nodes wipe
+    /// them once they have accepted them. Without it every seed carries a single-use token, and the voters wait for
+    /// `pgkiln cluster form`
     #[arg(long)]
     embed_secrets: bool,
     /// Directory for the seeds: DIR/SLOT, DIR/SLOT.iso or DIR/SLOT.user-data
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Form {
+    /// Name of the cluster, or its directory
+    cluster: String,
+    /// Where a voter is reached, if not at its own address and port 8443: through a tunnel, or in a lab
+    #[arg(long, value_delimiter = ',', value_name = "SLOT=ADDRESS:PORT", value_parser = at)]
+    at: Vec<(String, SocketAddr)>,
+    /// How long voters that are not up yet are waited for
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    wait: u64,
+}
+
+fn at(text: &str) -> Result<(String, SocketAddr), String> {
+    let (slot, address) = text.split_once('=').ok_or("write it like pg-1=127.0.0.1:18443")?;
+    let address = address.parse().map_err(|_| format!("`{address}` is no ADDRESS:PORT"))?;
+    Ok((slot.to_owned(), address))
 }
 
 #[derive(Debug, clap::Args)]
@@ -155,6 +177,7 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     match args.command {
         Command::New(args) => new(args, ui),
         Command::Seed(args) => seed(args, ui),
+        Command::Form(args) => form(args, ui),
         Command::Token(args) => token(&args, ui),
         Command::Renew(args) => renew(&args, ui),
         Command::Secret(args) => secret(&args, ui),
@@ -204,14 +227,46 @@ fn seed(args: Seed, ui: &Ui) -> anyhow::Result<()> {
     for (slot, path) in slots.iter().zip(&paths) {
         ui.say(format!("{slot}: {}", path.display()));
     }
-    ui.say("these seeds hold secrets: delete them once the nodes run");
+    match args.embed_secrets {
+        true => ui.say("these seeds hold secrets: delete them once the nodes run"),
+        false => {
+            ui.say(format!("boot the nodes, then bring the voters their secrets: pgkiln cluster form {}", args.cluster))
+        }
+    }
     ui.result(&json!({ "cluster": cluster.definition.name, "seeds": written }))
+}
+
+fn form(args: Form, ui: &Ui) -> anyhow::Result<()> {
+    let cluster = cluster::find(&args.cluster)?;
+    let options = FormOptions { at: args.at.into_iter().collect(), patience: Duration::from_secs(args.wait) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting")?;
+    let name = &cluster.definition.name;
+    let step = ui.step(format!("forming `{name}`"));
+    let voters = runtime.block_on(cluster.form(&options, ui))?;
+    step.done();
+    let brought = voters.iter().filter(|voter| voter.outcome == Outcome::Brought).count();
+    ui.say(match brought {
+        0 => format!("nothing was sent: all voters of `{name}` have their secrets"),
+        _ => format!(
+            "{brought} of {} voters were brought their secrets; they found `{name}` by themselves",
+            voters.len()
+        ),
+    });
+    ui.result(&json!({ "cluster": name, "uuid": cluster.definition.uuid, "voters": voters }))
 }
 
 fn token(args: &Token, ui: &Ui) -> anyhow::Result<()> {
     let cluster = cluster::find(&args.cluster)?;
     cluster.issue_token(&args.slot)?;
     let (by, slot) = (&args.cluster, &args.slot);
+    if cluster.definition.is_voter(slot) {
+        ui.say(format!(
+            "voter `{slot}` has a new token: it may be brought the founding secrets by another machine. Next:"
+        ));
+        ui.say(format!("  pgkiln cluster seed {by} --slot {slot} --to seeds"));
+        ui.say(format!("  boot the node in `{slot}` with its new seed, then: pgkiln cluster form {by}"));
+        return ui.result(&json!({ "cluster": cluster.definition.name, "slot": slot }));
+    }
     ui.say(format!("slot `{slot}` has a new token; the one before lets nobody in once the voters know. Next:"));
     ui.say(format!("  pgkiln cluster seed {by} --embed-secrets --to seeds"));
     ui.say("  give the voters their new seeds, then on each: systemctl restart firstboot (no service stops)");

@@ -6,6 +6,7 @@
 //! DIR/pki/intermediate.*  signs the nodes' certificates; goes into the founding bundle     pki
 //! DIR/secrets.toml        passwords                                                        secrets
 //! DIR/tokens.toml         single-use token per slot, key of group tokens                   secrets
+//! DIR/formed.toml         which machines were brought the founding bundle                  form
 //! ```
 //!
 //! [`create`] makes it, whole or not at all; [`Cluster::write_seed`] turns it into what one node reads at first boot.
@@ -21,6 +22,11 @@ use crate::problem::Problem;
 mod check;
 mod definition;
 mod files;
+mod form;
+mod form_client;
+#[cfg(test)]
+mod form_tests;
+mod formed;
 mod iso;
 mod options;
 mod pki;
@@ -29,9 +35,10 @@ mod secrets;
 mod seed;
 
 pub use definition::{Backup, Definition, Node};
+pub use form::{FormOptions, FormedSlot, Outcome};
 pub use options::Options;
 pub use read::parse;
-pub use secrets::{SecretsFile, Tokens};
+pub use secrets::{SecretsFile, SlotToken, Tokens};
 pub use seed::SeedFormat;
 
 /// Writes the files of a seed's directory as a `cidata` volume into the new file `to` (0600).
@@ -155,22 +162,14 @@ impl Cluster {
         Ok(paths)
     }
 
-    /// Writes what the node in `slot` reads at first boot to `to`, which must not exist yet.
+    /// Writes what the node in `slot` reads at first boot to `to`, which must not exist yet. A voter whose seed embeds no
+    /// secrets waits until [`Cluster::form`] brings them.
     pub fn write_seed(&self, slot: &str, format: SeedFormat, to: &Path, embed_secrets: bool) -> anyhow::Result<()> {
         let node = self.known_slot(slot)?;
         let voter = self.definition.is_voter(slot);
-        if voter && !embed_secrets {
-            return Err(Problem::new(
-                format!("the seed of founding node `{slot}` must carry the cluster's first secrets"),
-                "--embed-secrets is not given",
-                "add --embed-secrets if the seed stays on trusted media: it holds the intermediate CA's key and the \
-                 cluster's passwords, and the node wipes them from writable seeds once it has accepted them",
-            )
-            .into());
-        }
         let mut spec =
             self.definition.node_spec(node, &pki::fingerprint(&fs_err::read_to_string(self.ca_pem_path())?)?);
-        if voter {
+        if voter && embed_secrets {
             spec.founding = Some(self.founding()?);
         } else {
             spec.join = Some(Join { token: self.token(slot)? });
@@ -211,14 +210,10 @@ impl Cluster {
         Ok(others.filter_map(|node| Some((node.slot.clone(), tokens.joiner(&node.slot)?))).collect())
     }
 
-    /// Issues the token of a slot anew: the one before lets nobody in once the voters have their new seeds.
+    /// Issues the token of a slot anew: the one before lets nobody in once the voters have their new seeds. A voter's is good
+    /// for being brought the founding bundle, at once.
     pub fn issue_token(&self, slot: &str) -> anyhow::Result<()> {
         self.known_slot(slot)?;
-        if self.definition.is_voter(slot) {
-            let place = self.dir.join("cluster.toml").display().to_string();
-            let remedy = "founding nodes need none: their seeds carry the founding bundle";
-            return Err(Problem::new(format!("`{slot}` is a voter and joins nobody"), place, remedy).into());
-        }
         let mut tokens: Tokens = self.read_toml("tokens.toml")?;
         tokens.issue(slot)?;
         files::replace_private_file(&self.dir.join("tokens.toml"), &tokens.to_toml()?)

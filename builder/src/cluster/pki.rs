@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SigningKey,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SigningKey,
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -59,6 +59,24 @@ fn sign_intermediate(cluster: &str, uuid: Uuid, issuer: &Issuer<'_, impl Signing
     let mut params = params(cluster, "intermediate", uuid, 0, INTERMEDIATE_LIFETIME);
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, issuer).context("signing the intermediate certificate")?;
+    Ok(Authority { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// A certificate for one run of the operator's, signed by the root itself.
+pub(super) fn operator(name: &str, root: &Authority) -> anyhow::Result<Authority> {
+    let root_key = KeyPair::from_pem(&root.key).context("reading the root's key")?;
+    let issuer = Issuer::from_ca_cert_pem(&root.certificate, root_key).context("reading the root certificate")?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("making the operator's key")?;
+    let mut params = CertificateParams::new(vec![name.to_owned()]).context("the operator's name")?;
+    params.distinguished_name = DistinguishedName::new();
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + now.saturating_sub(BACKDATE);
+    params.not_after = epoch + now + DAY;
+    let certificate = params.signed_by(&key, &issuer).context("signing the operator's certificate")?;
     Ok(Authority { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 

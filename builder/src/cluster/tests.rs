@@ -214,13 +214,16 @@ fn who_votes() {
 }
 
 #[test]
-fn a_founding_seed_without_permission_to_embed_is_refused() {
+fn a_founding_seed_embeds_secrets_only_with_permission() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = new_cluster(dir.path());
     let seed = dir.path().join("seed");
-    let error = cluster.write_seed("pg-1", SeedFormat::Directory, &seed, false).unwrap_err();
-    assert!(error.to_string().contains("add --embed-secrets"), "{error}");
-    assert!(!seed.exists());
+    cluster.write_seed("pg-1", SeedFormat::Directory, &seed, false).unwrap();
+    let text = fs_err::read_to_string(seed.join("user-data")).unwrap();
+    let spec = firstboot::user_data::read(text.as_bytes(), "user-data").unwrap().spec;
+    assert!(spec.founding.is_none() && spec.join.unwrap().token.expose().starts_with("pg-1."));
+    assert!(!text.contains("PRIVATE KEY") && !text.contains("superuser"), "{text}");
+    let seed = dir.path().join("another");
     let error = cluster.write_seed("pg-4", SeedFormat::Directory, &seed, true).unwrap_err();
     assert!(error.to_string().contains("has no slot `pg-4`\n  hint: did you mean `pg-1`?"), "{error}");
 }

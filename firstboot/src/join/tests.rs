@@ -90,8 +90,13 @@ impl Cluster {
             assert!(admissions.set(admission).is_ok());
         }
         let tls = pki::server(dir.path(), "agent", Clients::Joining).unwrap();
-        let endpoints =
-            Endpoints { cluster: spec.cluster.uuid, desk: Arc::default(), admissions, board: Board::new(None) };
+        let endpoints = Endpoints {
+            cluster: spec.cluster.uuid,
+            bundle: String::new(),
+            desk: Arc::default(),
+            admissions,
+            board: Board::new(None),
+        };
         tokio::spawn(server::serve(listener, tls, endpoints));
         self.dirs.push(dir);
     }

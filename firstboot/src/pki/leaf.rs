@@ -209,6 +209,21 @@ pub fn public_key(dir: &Path, name: &str) -> Result<String> {
     Ok(key.public_key_pem())
 }
 
+/// A certificate that proves nothing but who holds `<dir>/<name>.key`, which is made and stored if it is not there.
+pub fn self_signed(
+    dir: &Path,
+    name: &str,
+    slot: &str,
+) -> Result<(CertificateDer<'static>, rustls::pki_types::PrivateKeyDer<'static>)> {
+    durable::create_dir(dir, 0o700)?;
+    public_key(dir, name)?;
+    let key = read_key(&dir.join(format!("{name}.key")))?.with_context(|| format!("`{name}` has no key"))?;
+    let params = CertificateParams::new(vec![slot.to_owned()]).context("name in a certificate")?;
+    let certificate = params.self_signed(&key).with_context(|| format!("signing `{name}`"))?;
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    Ok((certificate.der().clone(), key.into()))
+}
+
 /// When `<dir>/<name>.pem` ends.
 pub fn stored_ends(dir: &Path, name: &str) -> Result<SystemTime> {
     let path = dir.join(format!("{name}.pem"));

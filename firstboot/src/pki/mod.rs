@@ -10,7 +10,7 @@ mod tls;
 
 pub use leaf::{
     Leaf, PublicKey, Signer, ends, ends_pem, ensure, install, is_due, is_issued_by, is_kept, key_sha256, names,
-    public_key, stored_ends,
+    public_key, self_signed, stored_ends,
 };
 pub use roles::{leaves, leaves_of};
 pub use tls::{Clients, client, is_agent, server};

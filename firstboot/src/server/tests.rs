@@ -33,7 +33,7 @@ impl Seed {
     fn serve(&mut self, cluster: Uuid, desk: &Arc<Desk>, board: &Board) -> tokio::task::JoinHandle<Result<()>> {
         let tls = pki::server(self.dir.path(), "agent", pki::Clients::Known).unwrap();
         let (desk, board, admissions) = (desk.clone(), board.clone(), Arc::default());
-        let endpoints = Endpoints::<Voter> { cluster, desk, admissions, board };
+        let endpoints = Endpoints::<Voter> { cluster, bundle: String::new(), desk, admissions, board };
         tokio::spawn(serve(self.listener.take().unwrap(), tls, endpoints))
     }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::reader::Reader;
 use super::tree::Node;
-use super::{NodeSpec, SCHEMA};
+use super::{Founding, NodeSpec, SCHEMA};
 use crate::problem::Problem;
 
 /// Parameters that decide whether a cluster works at all; the agent and Patroni set them.
@@ -89,19 +89,14 @@ fn backup(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
 /// On a first boot secrets must come from somewhere.
 pub fn missing_secrets(spec: &NodeSpec, place: &str) -> Option<Problem> {
     match (spec.is_voter(), &spec.founding, &spec.join) {
-        (true, Some(_), _) | (false, _, Some(_)) => None,
+        (true, Some(_), _) | (_, None, Some(_)) => None,
         (_, None, None) => Some(Problem::new(
             "missing secret: the specification has neither `founding` nor `join`",
             place,
-            "write the seed with `pgkiln cluster seed --embed-secrets` (founding nodes) or add a `join` token",
-        )),
-        (true, None, Some(_)) => Some(Problem::new(
-            "missing secret: a voter needs the founding bundle, a token is not enough in this version",
-            place,
-            "write the seed with `pgkiln cluster seed --embed-secrets`",
+            "write the seed again with `pgkiln cluster seed`: it carries a token, with `--embed-secrets` the secrets",
         )),
         // Refused by `check` already.
-        (false, Some(_), None) => None,
+        (false, Some(_), _) => None,
     }
 }
 
@@ -273,28 +268,47 @@ fn founding(r: &mut Reader<'_>, node: &Node, spec: &NodeSpec) {
         let remedy = "write its seed again with `pgkiln cluster seed`: it gets a token, and no secret";
         r.problem(line(node, &["founding"]), what, remedy);
     }
-    let remedy = "write the seed again with `pgkiln cluster seed --embed-secrets`";
+    for (path, what) in faults(spec, founding) {
+        let path: Vec<&str> = ["founding"].into_iter().chain(path.iter().map(String::as_str)).collect();
+        r.problem(line(node, &path), what, "write the seed again with `pgkiln cluster seed --embed-secrets`");
+    }
+}
+
+/// Whether a bundle that did not come with the specification fits it.
+pub fn founding_fits(spec: &NodeSpec, founding: &Founding) -> Result<(), Problem> {
+    match faults(spec, founding).into_iter().next() {
+        None => Ok(()),
+        Some((path, what)) => {
+            let remedy = "this node's seed and the bundle are of different definitions: write the seeds again with \
+                          `pgkiln cluster seed`, boot the node with its own, and form again";
+            Err(Problem::new(what, format!("founding.{}", path.join(".")), remedy))
+        }
+    }
+}
+
+/// What is wrong between a specification and a bundle, and where in the bundle.
+fn faults(spec: &NodeSpec, founding: &Founding) -> Vec<(Vec<String>, String)> {
+    let mut faults = Vec::new();
+    let mut fault = |path: &[&str], what: String| faults.push((path.iter().map(ToString::to_string).collect(), what));
     for role in spec.postgres.roles.iter().filter(|role| role.login) {
         match founding.roles.get(&role.name) {
             Some(verifier) if verifier.starts_with("SCRAM-SHA-256$") => {}
             Some(_) => {
                 let what = format!("the verifier of role `{}` is not SCRAM-SHA-256", role.name);
-                r.problem(line(node, &["founding", "roles", &role.name]), what, remedy);
+                fault(&["roles", &role.name], what);
             }
-            None => {
-                let what = format!("missing secret: no verifier for role `{}`", role.name);
-                r.problem(line(node, &["founding", "roles"]), what, remedy);
-            }
+            None => fault(&["roles"], format!("missing secret: no verifier for role `{}`", role.name)),
         }
     }
     match pem_sha256(&founding.ca) {
         Some(hash) if hash == spec.cluster.ca_sha256.to_ascii_lowercase() => {}
         Some(hash) => {
             let what = format!("the CA of `founding` has SHA-256 {hash}, `cluster.ca_sha256` names another");
-            r.problem(line(node, &["founding", "ca"]), what, remedy);
+            fault(&["ca"], what);
         }
-        None => r.problem(line(node, &["founding", "ca"]), "`founding.ca` is not a PEM certificate", remedy),
+        None => fault(&["ca"], "`founding.ca` is not a PEM certificate".to_owned()),
     }
+    faults
 }
 
 /// SHA-256 of the first certificate in `pem`, in hexadecimal.

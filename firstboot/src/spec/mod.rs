@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use backup::{Backup, Repository, is_calendar};
-pub use check::{missing_secrets, pem_sha256};
+pub use check::{founding_fits, missing_secrets, pem_sha256};
 pub use founding::{Founding, Intermediate, Joiner, Passwords};
 pub use held::{Held, Password, Secrets};
 pub use members::Member;

@@ -77,6 +77,8 @@ pub enum Action {
     },
     /// Asks the voters to be let in.
     Join,
+    /// Waits for the founding bundle.
+    Form,
     /// Writes files.
     Files(Vec<File>),
     /// Founds or joins etcd.
@@ -183,7 +185,7 @@ impl Action {
             Self::Start { unit } => units::start(host, unit).await,
             Self::HugePages(question) => hugepages::apply(host, question).await,
             Self::Keepalived { unit } => keepalived::apply(host, desired, unit),
-            Self::Join | Self::Etcd { .. } | Self::Slot => Ok(()),
+            Self::Join | Self::Form | Self::Etcd { .. } | Self::Slot => Ok(()),
         }
     }
 }

@@ -21,13 +21,14 @@ pub struct Builder {
     nodes: usize,
     start: bool,
     seeded: bool,
+    secrets: bool,
     image: Option<PathBuf>,
     change: Box<dyn FnOnce(&mut Definition)>,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { name: "test", nodes: 3, start: true, seeded: true, image: None, change: Box::new(|_| {}) }
+        Self { name: "test", nodes: 3, start: true, seeded: true, secrets: true, image: None, change: Box::new(|_| {}) }
     }
 }
 
@@ -60,6 +61,13 @@ impl Builder {
         self
     }
 
+    /// Gives the voters seeds without the founding bundle: they wait until it is brought.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Self {
+        self.secrets = false;
+        self
+    }
+
     /// Boots this root image instead of the one under test.
     #[must_use]
     pub fn image(mut self, root: PathBuf) -> Self {
@@ -88,7 +96,7 @@ impl Builder {
         fs_err::create_dir(dir.path().join("seeds"))?;
         for node in &cluster.definition.nodes {
             let seed = dir.path().join("seeds").join(&node.slot);
-            cluster.write_seed(&node.slot, SeedFormat::Directory, &seed, true)?;
+            cluster.write_seed(&node.slot, SeedFormat::Directory, &seed, self.secrets)?;
             let (slot, address, seed_dir) = (node.slot.clone(), node.address, self.seeded.then_some(seed));
             options.nodes.push(NodeOptions { slot, address, seed_dir, start: self.start });
             for port in PUBLISHED {

@@ -1,0 +1,48 @@
+//! Which machine was brought the bundle with which token (`formed.toml`): a token is good for one.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::files;
+
+const FILE: &str = "formed.toml";
+
+/// `formed.toml`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Formed {
+    /// By slot.
+    #[serde(default)]
+    pub(super) slots: BTreeMap<String, Machine>,
+}
+
+/// A machine that was brought the bundle.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Machine {
+    /// Of the slot's token.
+    pub(super) issue: u32,
+    /// SHA-256 of the public key that it waited with.
+    pub(super) key_sha256: String,
+    /// When.
+    pub(super) at: String,
+}
+
+impl Formed {
+    pub(super) fn load(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join(FILE);
+        match fs_err::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).with_context(|| format!("reading {}", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn store(&self, dir: &Path) -> anyhow::Result<()> {
+        let note = "# Which machines were brought the founding bundle (`pgkiln cluster form`).\n";
+        files::replace_private_file(&dir.join(FILE), &format!("{note}{}", toml::to_string(self)?))
+    }
+}
