@@ -19,6 +19,7 @@ pub mod lab;
 pub mod lint;
 pub mod lock;
 pub mod manifest;
+pub mod netboot;
 pub mod outputs;
 pub mod problem;
 pub mod progress;

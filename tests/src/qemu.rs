@@ -34,6 +34,18 @@ pub struct Machine {
     board: lab::Machine,
     bios: bool,
     kernel: Option<Kernel>,
+    port: Option<Port>,
+}
+
+/// Where a machine that boots over the network is plugged in.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// Name of the network namespace.
+    pub namespace: String,
+    /// Its tap device there.
+    pub tap: String,
+    /// MAC address of the machine.
+    pub mac: String,
 }
 
 /// What a boot loader hands over: QEMU does it itself.
@@ -54,7 +66,18 @@ impl Machine {
         let board = lab::Machine { accel: lab::Accel::Tcg, memory_mib: 1024, cpus: 1, ..lab::Machine::default() };
         fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
         let (dir, disk) = (dir.to_owned(), disk.to_owned());
-        Ok(Self { dir, disk, seed: None, volume: None, probe: None, sector: 512, board, bios: false, kernel: None })
+        Ok(Self {
+            dir,
+            disk,
+            seed: None,
+            volume: None,
+            probe: None,
+            sector: 512,
+            board,
+            bios: false,
+            kernel: None,
+            port: None,
+        })
     }
 
     /// With BIOS firmware.
@@ -75,6 +98,13 @@ impl Machine {
     #[must_use]
     pub fn kernel(mut self, kernel: Kernel) -> Self {
         self.kernel = Some(kernel);
+        self
+    }
+
+    /// Booted by its firmware over the network.
+    #[must_use]
+    pub fn plugged_into(mut self, port: Port) -> Self {
+        self.port = Some(port);
         self
     }
 
@@ -130,11 +160,21 @@ impl Machine {
             .arg("-drive")
             .arg(drive("root", &self.disk, ",cache=unsafe"))
             .arg("-device")
-            .arg(format!("virtio-blk-pci,drive=root,serial=DISK1,bootindex=1,{}", sectors(self.sector)))
-            // Restricted: nothing of the machine's reaches a network.
-            .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"])
+            .arg(format!("virtio-blk-pci,drive=root,serial=DISK1,bootindex=2,{}", sectors(self.sector)))
             .arg("-serial")
             .arg(format!("file:{}", console.display()));
+        cmd = match &self.port {
+            // Restricted: nothing of the machine's reaches a network.
+            None => cmd.args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"]),
+            Some(Port { namespace, tap, mac }) => {
+                // UEFI firmware has a driver of its own; for BIOS QEMU brings iPXE on the card.
+                let rom = if self.bios { "" } else { ",romfile=" };
+                let card = format!("virtio-net-pci,netdev=net,mac={mac},bootindex=1{rom}");
+                let cmd = cmd.arg("-netdev").arg(format!("tap,id=net,ifname={tap},script=no,downscript=no"));
+                let cmd = cmd.arg("-device").arg(card);
+                cmd.wrapped_by(&table::NSENTER, [format!("--net=/run/netns/{namespace}"), "--".to_owned()])
+            }
+        };
         if let Some(Kernel { image, initrd, command_line }) = &self.kernel {
             cmd = cmd.arg("-kernel").arg(image).arg("-initrd").arg(initrd).arg("-append").arg(command_line);
         }

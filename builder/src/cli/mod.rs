@@ -26,6 +26,7 @@ mod failure;
 pub mod fetch;
 pub mod lab;
 pub mod lock;
+pub mod netboot;
 pub mod show;
 pub mod sign;
 pub mod verify;
@@ -90,6 +91,8 @@ enum Command {
     Lab(lab::Args),
     /// Resolve an image's packages and write image.lock
     Lock(lock::Args),
+    /// Boot machines over the network: iPXE scripts, images and metadata by MAC address
+    Netboot(netboot::Args),
     /// Download an image's locked packages into the cache
     Fetch(fetch::Args),
     /// Show an image: components, archives, keys, lock
@@ -109,6 +112,7 @@ fn dispatch(command: Command, ui: &Ui) -> anyhow::Result<()> {
         Command::Doctor(args) => doctor::run(args, ui),
         Command::Lab(args) => lab::run(args, ui),
         Command::Lock(args) => lock::run(args, ui),
+        Command::Netboot(args) => netboot::run(args, ui),
         Command::Fetch(args) => fetch::run(args, ui),
         Command::Show(args) => show::run(args, ui),
         Command::Sign(args) => sign::run(args, ui),

@@ -17,6 +17,8 @@ pub enum Purpose {
     Lab,
     /// `pgkiln lab --engine qemu`.
     Machines,
+    /// `pgkiln netboot --dhcp proxy`.
+    Netboot,
     /// `cargo selftest`, beside the others.
     Tests,
 }
@@ -28,6 +30,7 @@ impl Purpose {
             Self::Bake => "bake",
             Self::Lab => "lab",
             Self::Machines => "machines",
+            Self::Netboot => "netboot",
             Self::Tests => "tests",
         }
     }
@@ -130,7 +133,7 @@ fn gigabytes(
 
 /// Everything pgkiln needs from a host, in the order a reader would fix it.
 pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
-    use Purpose::{Bake, Lab, Machines, Tests};
+    use Purpose::{Bake, Lab, Machines, Netboot, Tests};
     let cache = cache_dir.to_owned();
     let modules = "use a kernel that has it; Debian's and Ubuntu's stock kernels do";
     vec![
@@ -215,6 +218,8 @@ pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
         tool(Machines, &table::XORRISO),
         tool(Machines, &table::SSH),
         file(Machines, "UEFI firmware", "booting disks as machines", "/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
+        tool(Netboot, &table::DNSMASQ),
+        file(Netboot, "iPXE", "what machines load before the script", "/usr/lib/ipxe/undionly.kpxe", "ipxe"),
         tool(Tests, &table::MMDEBSTRAP),
         tool(Tests, &table::STRACE),
         tool(Tests, &table::PSQL),

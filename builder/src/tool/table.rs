@@ -80,6 +80,9 @@ pub const STRACE: Tool =
 /// Asks a cluster as any client would.
 pub const PSQL: Tool =
     Tool { name: "psql", package: "postgresql-client", minimum: None, why: "talking to a test cluster as a client" };
+/// Tells machines where to boot from.
+pub const DNSMASQ: Tool =
+    Tool { name: "dnsmasq", package: "dnsmasq-base", minimum: None, why: "telling machines where to boot from" };
 /// Layers a machine's disk over an image.
 pub const QEMU_IMG: Tool =
     Tool { name: "qemu-img", package: "qemu-utils", minimum: None, why: "disks of the lab's machines" };
