@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::form_client::{self, Operator, Peer, Session};
 use super::formed::{Formed, Machine};
-use super::{Cluster, SlotToken, Tokens};
+use super::{Cluster, Node, Tokens};
 use crate::problem::{Problem, Problems};
 use crate::progress::Ui;
 
@@ -57,37 +57,38 @@ pub struct FormedSlot {
 impl Cluster {
     /// Brings the bundle to every voter; an error names each one that has none, and the others have theirs all the same.
     pub async fn form(&self, options: &FormOptions, ui: &Ui) -> anyhow::Result<Vec<FormedSlot>> {
-        let voters: Vec<(String, SocketAddr)> =
-            self.definition.voters().map(|node| self.place(node, options)).collect();
+        let voters: Vec<&Node> = self.definition.voters().collect();
         if let Some(unknown) = options.at.keys().find(|slot| !self.definition.is_voter(slot)) {
-            let known: Vec<&str> = voters.iter().map(|(slot, _)| slot.as_str()).collect();
+            let known: Vec<&str> = voters.iter().map(|node| node.slot.as_str()).collect();
             let remedy = crate::strict::suggestion(unknown, &known, "voter");
             return Err(Problem::new(format!("`{unknown}` is no voter of this cluster"), "--at", remedy).into());
         }
-        let founding = self.founding()?;
-        let bundle = digest(&Secrets::from(founding.clone()))?;
-        let operator = self.operator()?;
-        let (mut outcomes, mut problems) = (Vec::new(), Vec::new());
+        let (founding, operator) = (self.founding()?, self.operator()?);
+        let sha256 = digest(&Secrets::from(founding.clone()))?;
+        let errands = voters.iter().map(|node| {
+            let address = options.at.get(&node.slot).copied().unwrap_or_else(|| SocketAddr::new(node.address, PORT));
+            Ok(Errand {
+                cluster: self,
+                slot: &node.slot,
+                address,
+                place: format!("{} ({address})", node.slot),
+                token: self.token(&node.slot)?,
+                operator: &operator,
+                founding: &founding,
+                sha256: &sha256,
+            })
+        });
+        let errands = errands.collect::<anyhow::Result<Vec<_>>>()?;
         // All at the same time: they found together, and the first may be the last to boot.
-        let mut waits = Vec::new();
-        for (slot, address) in &voters {
-            waits.push(self.voter(slot, *address, options.patience, &operator, &founding, &bundle, ui));
-        }
-        for ((slot, _), ended) in voters.iter().zip(join_all(waits).await) {
+        let ended = join_all(errands.iter().map(|errand| errand.run(options.patience, ui)).collect()).await;
+        let (mut outcomes, mut problems) = (Vec::new(), Vec::new());
+        for (errand, ended) in errands.iter().zip(ended) {
             match ended {
-                Ok(outcome) => outcomes.push(FormedSlot { slot: slot.clone(), outcome }),
-                Err(error) => problems.push(match error.downcast::<Problem>() {
-                    Ok(problem) => problem,
-                    Err(error) => Problem::new(format!("{error:#}"), slot, "see the node's console, then form again"),
-                }),
+                Ok(outcome) => outcomes.push(FormedSlot { slot: errand.slot.to_owned(), outcome }),
+                Err(problem) => problems.push(problem),
             }
         }
         if problems.is_empty() { Ok(outcomes) } else { Err(Problems(problems).into()) }
-    }
-
-    fn place(&self, node: &super::Node, options: &FormOptions) -> (String, SocketAddr) {
-        let own = || SocketAddr::new(node.address, PORT);
-        (node.slot.clone(), options.at.get(&node.slot).copied().unwrap_or_else(own))
     }
 
     /// What shows that it is the operator who asks: made for this run, worth nothing tomorrow.
@@ -97,22 +98,29 @@ impl Cluster {
         let name = form::operator(self.definition.uuid);
         Operator::new(&root.certificate, super::pki::operator(&name, &root)?, self.definition.uuid)
     }
+}
 
-    #[expect(clippy::too_many_arguments, reason = "one voter of many, and everything they share")]
-    async fn voter(
-        &self,
-        slot: &str,
-        address: SocketAddr,
-        patience: Duration,
-        operator: &Operator,
-        founding: &Founding,
-        bundle: &str,
-        ui: &Ui,
-    ) -> anyhow::Result<Outcome> {
-        let tokens: Tokens = self.read_toml("tokens.toml")?;
-        let token = tokens.slots.get(slot).map(|SlotToken(token)| token.clone());
-        let token = token.with_context(|| format!("slot `{slot}` has no token: pgkiln cluster token"))?;
-        let place = format!("{slot} ({address})");
+/// One voter, and what it is to be brought.
+struct Errand<'a> {
+    cluster: &'a Cluster,
+    slot: &'a str,
+    address: SocketAddr,
+    /// For people.
+    place: String,
+    token: Secret,
+    operator: &'a Operator,
+    founding: &'a Founding,
+    sha256: &'a str,
+}
+
+impl Errand<'_> {
+    fn problem(&self, what: impl Into<String>, remedy: impl Into<String>) -> anyhow::Error {
+        Problem::new(what, &self.place, remedy).into()
+    }
+
+    /// Until the voter has it, or will not have it, or does not come.
+    async fn run(&self, patience: Duration, ui: &Ui) -> Result<Outcome, Problem> {
+        let place = &self.place;
         let mut said = String::new();
         let waiting = |error: &anyhow::Error, since: Duration| {
             let why = format!("{error:#}");
@@ -122,18 +130,17 @@ impl Cluster {
             }
         };
         let ended = retry(PAUSES.within(patience), waiting, async || {
-            let once = self.once(slot, &place, address, operator, &token, founding, bundle);
-            let ended = tokio::time::timeout(LIMIT, once).await.context("no answer in time")?;
+            let ended = tokio::time::timeout(LIMIT, self.once()).await.context("no answer in time")?;
             ended.map_err(|error| if error.is::<Problem>() { Failure::GiveUp(error) } else { Failure::Again(error) })
         })
         .await;
-        let outcome = ended.map_err(|error| match error.is::<Problem>() {
-            true => error,
-            false => {
+        let outcome = ended.map_err(|error| match error.downcast::<Problem>() {
+            Ok(problem) => problem,
+            Err(error) => {
                 let remedy = "boot it with its seed (`pgkiln cluster seed`), see that port 8443 can be reached from here \
                               (or say where it can be: --at SLOT=ADDRESS:PORT), and form again: voters that have their \
                               bundle keep it";
-                Problem::new(format!("the voter does not wait for the bundle: {error:#}"), &place, remedy).into()
+                Problem::new(format!("the voter does not wait for the bundle: {error:#}"), place, remedy)
             }
         })?;
         ui.note(match outcome {
@@ -144,57 +151,52 @@ impl Cluster {
         Ok(outcome)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one attempt at one voter, and everything they share")]
-    async fn once(
-        &self,
-        slot: &str,
-        place: &str,
-        address: SocketAddr,
-        operator: &Operator,
-        token: &Secret,
-        founding: &Founding,
-        bundle: &str,
-    ) -> anyhow::Result<Outcome> {
-        let Session { mut sender, binding, peer } = form_client::connect(operator, slot, address).await?;
-        let shown = form_client::ask(&mut sender).await?;
-        let refused = |what: String, remedy: &str| anyhow::Error::from(Problem::new(what, place, remedy));
+    /// One attempt: a [`Problem`] is final, any other error may go away.
+    async fn once(&self) -> anyhow::Result<Outcome> {
+        let mut session = form_client::connect(self.operator, self.slot, self.address).await?;
+        let shown = form_client::ask(&mut session.sender).await?;
         anyhow::ensure!(shown.schema == form::SCHEMA, "it speaks version {} of forming", shown.schema);
-        match (shown.stage, &peer) {
+        match (shown.stage, &session.peer) {
             (Stage::Waiting, Peer::Unknown { key_sha256 }) => {
                 let proof = shown.proof.unwrap_or_default();
-                if !binding.is_node(token, &proof)? {
-                    let what = "whoever waits there does not know this slot's token: nothing was sent".to_owned();
+                if !session.binding.is_node(&self.token, &proof)? {
                     let remedy = "it was booted with another cluster's or an older seed, or it is not the node: write the \
                                   seed again (`pgkiln cluster seed --slot SLOT`) and boot it anew";
-                    return Err(refused(what, remedy));
+                    let what = "whoever waits there does not know this slot's token: nothing was sent";
+                    return Err(self.problem(what, remedy));
                 }
-                self.bind(slot, place, key_sha256)?;
-                let proof = binding.operator(token, bundle)?;
-                let bundle = form::Bundle { schema: form::SCHEMA, proof, founding: founding.clone() };
-                match form_client::bring(&mut sender, &bundle).await? {
-                    Ok(_) => Ok(Outcome::Brought),
-                    Err(problem) => Err(refused(format!("it refuses the bundle: {}", problem.what), &problem.remedy)),
-                }
+                self.bind(key_sha256)?;
+                self.bring(session).await
             }
-            (Stage::Formed, Peer::Agent) if shown.bundle_sha256.as_deref() == Some(bundle) => Ok(Outcome::Present),
-            (Stage::Formed, Peer::Agent) => Err(refused(
-                "it has another founding bundle than this directory makes now, and keeps it".to_owned(),
+            (Stage::Formed, Peer::Agent) if shown.bundle_sha256.as_deref() == Some(self.sha256) => Ok(Outcome::Present),
+            (Stage::Formed, Peer::Agent) => Err(self.problem(
+                "it has another founding bundle than this directory makes now, and keeps it",
                 "let all voters have the same: either undo what was changed in the cluster's directory since, or start \
                  over with empty disks and `pgkiln cluster new` (new UUID)",
             )),
             (Stage::Born, Peer::Agent) => Ok(Outcome::Born),
-            _ => Err(refused(
-                "whoever answers there is no agent of this cluster: nothing was sent".to_owned(),
-                "check the address",
+            _ => Err(self.problem(
+                "whoever answers there is no agent of this cluster: nothing was sent",
+                "see which machine has that address",
             )),
         }
     }
 
+    async fn bring(&self, mut session: Session) -> anyhow::Result<Outcome> {
+        let proof = session.binding.operator(&self.token, self.sha256)?;
+        let bundle = form::Bundle { schema: form::SCHEMA, proof, founding: self.founding.clone() };
+        match form_client::bring(&mut session.sender, &bundle).await? {
+            Ok(_) => Ok(Outcome::Brought),
+            Err(problem) => Err(self.problem(format!("it refuses the bundle: {}", problem.what), problem.remedy)),
+        }
+    }
+
     /// A token is good for one machine: its key is recorded before anything is sent to it.
-    fn bind(&self, slot: &str, place: &str, key_sha256: &str) -> anyhow::Result<()> {
-        let tokens: Tokens = self.read_toml("tokens.toml")?;
+    fn bind(&self, key_sha256: &str) -> anyhow::Result<()> {
+        let (slot, dir) = (self.slot, &self.cluster.dir);
+        let tokens: Tokens = self.cluster.read_toml("tokens.toml")?;
         let issue = tokens.issues.get(slot).copied().unwrap_or(1);
-        let mut formed = Formed::load(&self.dir)?;
+        let mut formed = Formed::load(dir)?;
         match formed.slots.get(slot) {
             Some(machine) if machine.issue == issue && machine.key_sha256 == key_sha256 => return Ok(()),
             Some(machine) if machine.issue == issue => {
@@ -202,15 +204,15 @@ impl Cluster {
                 let remedy = format!(
                     "nothing was sent. If this machine is to take the slot (the other's disk is lost), issue a new token: \
                      `pgkiln cluster token {} {slot}`, write its seed again and boot it anew; if not, find out who it is",
-                    self.dir.display()
+                    dir.display()
                 );
-                return Err(Problem::new(what, place, remedy).into());
+                return Err(self.problem(what, remedy));
             }
             _ => {}
         }
         let at = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         formed.slots.insert(slot.to_owned(), Machine { issue, key_sha256: key_sha256.to_owned(), at });
-        formed.store(&self.dir)
+        formed.store(dir)
     }
 }
 

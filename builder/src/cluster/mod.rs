@@ -38,7 +38,7 @@ pub use definition::{Backup, Definition, Node};
 pub use form::{FormOptions, FormedSlot, Outcome};
 pub use options::Options;
 pub use read::parse;
-pub use secrets::{SecretsFile, SlotToken, Tokens};
+pub use secrets::{SecretsFile, Tokens};
 pub use seed::SeedFormat;
 
 /// Writes the files of a seed's directory as a `cidata` volume into the new file `to` (0600).

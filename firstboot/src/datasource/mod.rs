@@ -68,24 +68,24 @@ pub fn find(layout: &Layout) -> Result<Option<Seed>, Problem> {
     if asked::read(layout)?.is_none() {
         return nocloud::read(layout);
     }
-    let found = asked_once(layout.clone());
-    // A disk of an earlier boot is there: the specification on it counts, whoever keeps the metadata may be gone.
-    if layout.at("/dev/disk/by-partlabel/pgkiln-state").exists()
-        && let Err(problem) = &found
-    {
-        tracing::warn!("going on without metadata: {}: {}", problem.place, problem.what);
-        return Ok(None);
+    // The disk of an earlier boot is there: the specification on it counts, whoever keeps the metadata may be gone.
+    let kept = layout.at("/dev/disk/by-partlabel/pgkiln-state").exists();
+    match asked_once(layout.clone(), if kept { LATER } else { PATIENCE }) {
+        Err(problem) if kept => {
+            tracing::warn!("going on without metadata: {}: {}", problem.place, problem.what);
+            Ok(None)
+        }
+        found => found,
     }
-    found
 }
 
 /// On a thread of its own: the caller may be inside a runtime already.
-fn asked_once(layout: Layout) -> Result<Option<Seed>, Problem> {
+fn asked_once(layout: Layout, limit: Duration) -> Result<Option<Seed>, Problem> {
     let failed = |why: String| Problem::new(why, "metadata", "report this: it is no fault of the metadata");
     let asking = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| failed(error.to_string()))?;
-        runtime.block_on(search(&layout, &Board::new(None), Some(PATIENCE)))
+        runtime.block_on(search(&layout, &Board::new(None), Some(limit)))
     });
     asking.join().unwrap_or_else(|_| Err(failed("asking for metadata broke off".to_owned())))
 }

@@ -158,7 +158,7 @@ fn a_server_that_comes_later_is_waited_for_visibly() {
 }
 
 #[test]
-fn whoever_looks_once_may_be_inside_a_runtime_and_goes_on_with_the_disk_of_an_earlier_boot() {
+fn whoever_looks_once_may_be_inside_a_runtime() {
     let server = Server::whole();
     // The server needs a thread that is not blocked by the question.
     let (send, receive) = std::sync::mpsc::channel();
@@ -173,4 +173,7 @@ fn whoever_looks_once_may_be_inside_a_runtime_and_goes_on_with_the_disk_of_an_ea
     fs::write(root.path().join("proc/cmdline"), "ds=nocloud;s=http://127.0.0.1:1/ ds=nocloud;s=http://127.0.0.1:2/")
         .unwrap();
     assert!(find(&layout).is_err());
+    fs::create_dir_all(root.path().join("dev/disk/by-partlabel/pgkiln-state")).unwrap();
+    fs::write(root.path().join("proc/cmdline"), "ds=nocloud;s=ftp://127.0.0.1/").unwrap();
+    assert!(find(&layout).is_err(), "what can never be asked is said, with a disk or without");
 }
