@@ -12,6 +12,7 @@ pub mod crash;
 pub mod disk;
 pub mod image;
 pub mod keys;
+pub mod memory;
 pub mod next;
 pub mod plot;
 pub mod powercut;

@@ -29,6 +29,8 @@ pub struct Machine {
     disk: PathBuf,
     seed: Option<PathBuf>,
     volume: Option<PathBuf>,
+    medium: Option<PathBuf>,
+    more: Vec<PathBuf>,
     probe: Option<String>,
     sector: u32,
     board: lab::Machine,
@@ -54,7 +56,8 @@ impl Machine {
         let board = lab::Machine { accel: lab::Accel::Tcg, memory_mib: 1024, cpus: 1, ..lab::Machine::default() };
         fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
         let (dir, disk) = (dir.to_owned(), disk.to_owned());
-        Ok(Self { dir, disk, seed: None, volume: None, probe: None, sector: 512, board, bios: false, kernel: None })
+        let (seed, volume, medium, more, probe, kernel) = (None, None, None, Vec::new(), None, None);
+        Ok(Self { dir, disk, seed, volume, medium, more, probe, sector: 512, board, bios: false, kernel })
     }
 
     /// With BIOS firmware.
@@ -106,6 +109,20 @@ impl Machine {
         self
     }
 
+    /// With a CD that is started from rather than the disk.
+    #[must_use]
+    pub fn medium(mut self, iso: &Path) -> Self {
+        self.medium = Some(iso.to_owned());
+        self
+    }
+
+    /// With another disk of its own.
+    #[must_use]
+    pub fn more(mut self, disk: &Path) -> Self {
+        self.more.push(disk.to_owned());
+        self
+    }
+
     /// With one more unit in the system, as the machine's firmware may hand one to systemd (SMBIOS type 11): the image has no
     /// password, so this is how a test looks around inside. `script` is run by sh with the console as its output.
     #[must_use]
@@ -141,6 +158,14 @@ impl Machine {
         if let Some(seed) = &self.seed {
             cmd = cmd.arg("-drive").arg(drive("seed", seed, ",readonly=on"));
             cmd = cmd.args(["-device", "virtio-blk-pci,drive=seed"]);
+        }
+        if let Some(medium) = &self.medium {
+            cmd = cmd.arg("-drive").arg(drive("medium", medium, ",readonly=on,media=cdrom"));
+            cmd = cmd.args(["-device", "ide-cd,drive=medium,bootindex=0"]);
+        }
+        for (disk, number) in self.more.iter().zip(2..) {
+            cmd = cmd.arg("-drive").arg(drive(&format!("disk{number}"), disk, ",cache=unsafe"));
+            cmd = cmd.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},serial=DISK{number}"));
         }
         if let Some(script) = &self.probe {
             let unit = self.dir.join("probe.service");
