@@ -13,6 +13,7 @@ pub mod disk;
 pub mod flips;
 pub mod image;
 pub mod keys;
+pub mod memory;
 pub mod next;
 pub mod plot;
 pub mod powercut;

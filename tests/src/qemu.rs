@@ -29,6 +29,8 @@ pub struct Machine {
     disk: PathBuf,
     seed: Option<PathBuf>,
     volume: Option<PathBuf>,
+    medium: Option<PathBuf>,
+    more: Vec<PathBuf>,
     probe: Option<String>,
     sector: u32,
     board: lab::Machine,
@@ -66,18 +68,9 @@ impl Machine {
         let board = lab::Machine { accel: lab::Accel::Tcg, memory_mib: 1024, cpus: 1, ..lab::Machine::default() };
         fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
         let (dir, disk) = (dir.to_owned(), disk.to_owned());
-        Ok(Self {
-            dir,
-            disk,
-            seed: None,
-            volume: None,
-            probe: None,
-            sector: 512,
-            board,
-            bios: false,
-            kernel: None,
-            port: None,
-        })
+        let (seed, volume, medium, more, probe, kernel) = (None, None, None, Vec::new(), None, None);
+        let port = None;
+        Ok(Self { dir, disk, seed, volume, medium, more, probe, sector: 512, board, bios: false, kernel, port })
     }
 
     /// With BIOS firmware.
@@ -136,6 +129,20 @@ impl Machine {
         self
     }
 
+    /// With a CD that is started from rather than the disk.
+    #[must_use]
+    pub fn medium(mut self, iso: &Path) -> Self {
+        self.medium = Some(iso.to_owned());
+        self
+    }
+
+    /// With another disk of its own.
+    #[must_use]
+    pub fn more(mut self, disk: &Path) -> Self {
+        self.more.push(disk.to_owned());
+        self
+    }
+
     /// With one more unit in the system, as the machine's firmware may hand one to systemd (SMBIOS type 11): the image has no
     /// password, so this is how a test looks around inside. `script` is run by sh with the console as its output.
     #[must_use]
@@ -178,9 +185,18 @@ impl Machine {
         if let Some(Kernel { image, initrd, command_line }) = &self.kernel {
             cmd = cmd.arg("-kernel").arg(image).arg("-initrd").arg(initrd).arg("-append").arg(command_line);
         }
-        if let Some(seed) = &self.seed {
-            cmd = cmd.arg("-drive").arg(drive("seed", seed, ",readonly=on"));
-            cmd = cmd.args(["-device", "virtio-blk-pci,drive=seed"]);
+        for (name, file) in [("seed", &self.seed), ("volume", &self.volume)] {
+            let Some(file) = file else { continue };
+            cmd = cmd.arg("-drive").arg(drive(name, file, ",readonly=on"));
+            cmd = cmd.arg("-device").arg(format!("virtio-blk-pci,drive={name}"));
+        }
+        if let Some(medium) = &self.medium {
+            cmd = cmd.arg("-drive").arg(drive("medium", medium, ",readonly=on,media=cdrom"));
+            cmd = cmd.args(["-device", "ide-cd,drive=medium,bootindex=0"]);
+        }
+        for (disk, number) in self.more.iter().zip(2..) {
+            cmd = cmd.arg("-drive").arg(drive(&format!("disk{number}"), disk, ",cache=unsafe"));
+            cmd = cmd.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},serial=DISK{number}"));
         }
         if let Some(script) = &self.probe {
             let unit = self.dir.join("probe.service");

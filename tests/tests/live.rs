@@ -2,18 +2,13 @@
 //!
 //! Needs root, QEMU and `PGKILN_TEST_IMAGE`; the outputs are baked beside that image.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use pgkiln::bake;
-use pgkiln::cli::default_cache_dir;
-use pgkiln::cluster::{self, SeedFormat};
-use pgkiln::outputs::Format;
-use pgkiln::progress::Ui;
+use pgkiln_tests::disk::{seed, value};
+use pgkiln_tests::memory::{baked, loaded};
 use pgkiln_tests::qemu::{self, Kernel, Machine};
-use pgkiln_tests::{image, workspace};
 
 type Result<T = ()> = anyhow::Result<T>;
 
@@ -32,66 +27,12 @@ echo probe-sql=$(psql -Atc \"select 40+2\" postgres); \
 echo probe-memory=$(free -m | xargs); \
 systemctl poweroff";
 
-/// What the image is baked to, once for all tests here; nothing without a test image.
-fn baked() -> Result<Option<Vec<PathBuf>>> {
-    if image::baked().is_none() {
-        return Ok(None);
-    }
-    let out = workspace::root().join("target/selftest/debian-13-live");
-    let options = bake::Options {
-        formats: Some(vec![Format::Pxe]),
-        relock: true,
-        ..bake::Options::new(workspace::image("debian-13"), out)
-    };
-    Ok(Some(bake::bake(&options, &Ui::silent(default_cache_dir()))?.outputs))
-}
-
-fn output<'a>(outputs: &'a [PathBuf], ending: &str) -> Result<&'a Path> {
-    let found = outputs.iter().find(|path| path.to_string_lossy().ends_with(ending));
-    Ok(found.with_context(|| format!("an output {ending}"))?)
-}
-
 fn scratch() -> Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new().prefix("pgkiln-live-").tempdir_in("/var/tmp")?)
 }
 
 fn blank(path: &Path, bytes: u64) -> Result {
     Ok(fs_err::File::create(path)?.set_len(bytes)?)
-}
-
-/// What a boot loader would do with the script: both archives one behind the other, and the script's own command line.
-fn loaded(outputs: &[PathBuf], dir: &Path, words: &str) -> Result<Kernel> {
-    let script = fs_err::read_to_string(output(outputs, ".ipxe")?)?;
-    let line = script.lines().find_map(|line| line.strip_prefix("kernel ")).context("a kernel in the script")?;
-    let mut parts = line.split_whitespace();
-    let image = parts.next().context("its name")?;
-    let line: Vec<&str> = parts.filter(|word| !word.starts_with("initrd=") && !word.starts_with("${")).collect();
-    let initrd = dir.join("initrd");
-    let mut file = fs_err::File::create(&initrd)?;
-    for name in script.lines().filter_map(|line| line.strip_prefix("initrd ")) {
-        std::io::copy(&mut fs_err::File::open(output(outputs, name)?)?, &mut file)?;
-    }
-    file.flush()?;
-    let command_line = format!("{} {words}", line.join(" "));
-    Ok(Kernel { image: output(outputs, image)?.to_owned(), initrd, command_line })
-}
-
-/// A seed of a cluster of one, at the address QEMU's network has for it.
-fn seed(dir: &Path) -> Result<PathBuf> {
-    let options = cluster::Options {
-        name: "orders".to_owned(),
-        nodes: vec!["10.0.2.15".to_owned()],
-        prefix_len: Some(24),
-        ..Default::default()
-    };
-    let cluster = cluster::create(&dir.join("cluster"), options.definition()?)?;
-    cluster.write_seeds(&["pg-1".to_owned()], SeedFormat::Iso, &dir.join("seeds"), true)?;
-    Ok(dir.join("seeds/pg-1.iso"))
-}
-
-fn value<'a>(console: &'a str, name: &str) -> &'a str {
-    let found = console.lines().rev().find_map(|line| Some(line.split_once(&format!("probe-{name}="))?.1));
-    found.unwrap_or_default().trim()
 }
 
 #[test]

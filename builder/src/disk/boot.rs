@@ -46,6 +46,12 @@ pub fn uki_name(image: &str, version: &str) -> String {
 /// Fills the directory that becomes the EFI system partition.
 pub(super) fn system_partition(work: &Work<'_>, uki: &Path) -> anyhow::Result<PathBuf> {
     let esp = work.dir.join("esp");
+    fill(work, &esp, uki, &uki_name(&work.image.full_name(), work.version), LOADER)?;
+    Ok(esp)
+}
+
+/// Boot loader, its configuration, and what it starts.
+pub(super) fn fill(work: &Work<'_>, esp: &Path, uki: &Path, name: &str, configuration: &str) -> anyhow::Result<()> {
     let efi = efi_name(&work.image.architecture)?;
     let from = work.tools.join(&PROGRAMS[1..]).join(format!("systemd-boot{efi}.efi"));
     let loader = work.dir.join("loader.efi");
@@ -55,15 +61,14 @@ pub(super) fn system_partition(work: &Work<'_>, uki: &Path) -> anyhow::Result<Pa
         // Where firmware looks that was told nothing.
         (loader.as_path(), format!("EFI/BOOT/BOOT{}.EFI", efi.to_uppercase())),
         (&loader, format!("EFI/systemd/systemd-boot{efi}.efi")),
-        (uki, format!("EFI/Linux/{}", uki_name(&work.image.full_name(), work.version))),
+        (uki, format!("EFI/Linux/{name}")),
     ];
     for (from, to) in copies {
         let to = esp.join(to);
-        fs_err::create_dir_all(to.parent().unwrap_or(&esp))?;
+        fs_err::create_dir_all(to.parent().unwrap_or(esp))?;
         fs_err::copy(from, to)?;
     }
     fs_err::create_dir_all(esp.join("loader"))?;
-    fs_err::write(esp.join("loader/loader.conf"), LOADER)?;
-    layer::level_times(&esp, work.epoch)?;
-    Ok(esp)
+    fs_err::write(esp.join("loader/loader.conf"), configuration)?;
+    layer::level_times(esp, work.epoch)
 }

@@ -23,7 +23,9 @@ use crate::sandbox::Sandbox;
 pub mod boot;
 pub(crate) mod cpio;
 pub mod gpt;
+pub mod head;
 mod initrd;
+mod installer;
 mod kernel;
 mod modules;
 pub mod partitions;
@@ -33,11 +35,13 @@ pub mod verity;
 
 /// The code that decides a disk's bytes. With the definitions of its partitions it is part of an image's version: two builders that make another disk of the same
 /// packages must not call both the same, or a node would take the other one for what it already has.
-const CODE: [&str; 10] = [
+const CODE: [&str; 12] = [
     include_str!("boot.rs"),
     include_str!("cpio.rs"),
     include_str!("gpt.rs"),
+    include_str!("head.rs"),
     include_str!("initrd.rs"),
+    include_str!("installer.rs"),
     include_str!("kernel.rs"),
     include_str!("mod.rs"),
     include_str!("modules.rs"),
@@ -94,6 +98,13 @@ impl<'a> std::ops::Deref for Work<'a> {
     }
 }
 
+impl Disk {
+    /// Kernel command line of a machine whose root is the image file: the head is pinned too.
+    pub fn image_file_line(&self) -> String {
+        format!("{} {}={}", self.command_line, head::WORD, self.head.sha256)
+    }
+}
+
 impl Work<'_> {
     /// Runs a program of the tool tree, with [`Inputs::dir`] at `/srv`.
     fn run(&self, argv: &[&str]) -> anyhow::Result<std::process::Output> {
@@ -140,6 +151,10 @@ pub struct Disk {
     pub raw: PathBuf,
     /// The same for drives with sectors of 4096 bytes, if somebody wants it.
     pub raw_4k: Option<PathBuf>,
+    /// Its first bytes, for an installer.
+    pub head: head::Head,
+    /// The installer's medium, if somebody wants it.
+    pub installer: Option<PathBuf>,
     /// What is where on it.
     pub partitions: Vec<Partition>,
     /// Digest of the program that is PID 1 of the initramfs.
@@ -157,8 +172,7 @@ pub fn make_for(
         return Ok(None);
     }
     let (program, program_sha256) = programs.initrd(inputs.image.dir())?;
-    let also_4k = formats.contains(&Format::Raw4k);
-    make(&Work { inputs, epoch, program }, program_sha256, also_4k).map(Some)
+    make(&Work { inputs, epoch, program }, program_sha256, formats).map(Some)
 }
 
 /// The program, signed if somebody signs.
@@ -167,19 +181,39 @@ fn signed(work: &Work<'_>, program: PathBuf, name: &str) -> anyhow::Result<PathB
     secure_boot::sign(work, keys, name).with_context(|| format!("signing {name}"))
 }
 
-fn make(work: &Work<'_>, program_sha256: Sha256, also_4k: bool) -> anyhow::Result<Disk> {
+fn make(work: &Work<'_>, program_sha256: Sha256, formats: &[Format]) -> anyhow::Result<Disk> {
     let kernel = kernel::Kernel::find(work.image, work.tree)?;
     let (hashes, root_hash) = verity::format(work).context("making the hash tree of the root")?;
     let initrd = initrd::make(work, &kernel).context("making the initrd")?;
     let command_line = boot::command_line(&root_hash);
-    let uki = uki::make(work, &kernel, &initrd, &command_line).context("making the unified kernel image")?;
+    let uki =
+        uki::make(work, &kernel, &[&initrd], &command_line, "uki.efi").context("making the unified kernel image")?;
     let uki = signed(work, uki, "uki.efi")?;
     let esp = boot::system_partition(work, &uki).context("filling the EFI system partition")?;
     let plan = partitions::plan(work, &esp, &hashes, &root_hash).context("planning the disk")?;
     let raw = plan.write(work, 512, "disk.raw").context("making the disk")?;
-    let raw_4k = also_4k.then(|| plan.write(work, 4096, "disk.4k.raw")).transpose();
+    let raw_4k = formats.contains(&Format::Raw4k).then(|| plan.write(work, 4096, "disk.4k.raw")).transpose();
     let raw_4k = raw_4k.context("making the disk with sectors of 4096 bytes")?;
-    let (root, kernel) = (work.root.to_owned(), kernel.image);
+    let (root, image) = (work.root.to_owned(), kernel.image.clone());
     let partitions = partitions::describe(&raw)?;
-    Ok(Disk { root, hashes, root_hash, kernel, initrd, command_line, uki, raw, raw_4k, partitions, program_sha256 })
+    let head = head::cut(&raw, work.dir.join("disk.head")).context("cutting off the head of the disk")?;
+    let mut disk = Disk {
+        root,
+        hashes,
+        root_hash,
+        kernel: image,
+        initrd,
+        command_line,
+        uki,
+        raw,
+        raw_4k,
+        head,
+        installer: None,
+        partitions,
+        program_sha256,
+    };
+    if formats.contains(&Format::Iso) {
+        disk.installer = Some(installer::make(work, &kernel, &disk).context("making the installer")?);
+    }
+    Ok(disk)
 }

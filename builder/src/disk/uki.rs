@@ -7,26 +7,33 @@ use anyhow::Context;
 use super::kernel::Kernel;
 use super::{Work, boot};
 
-/// Assembles it with the tool tree's ukify.
-pub(super) fn make(work: &Work<'_>, kernel: &Kernel, initrd: &Path, command_line: &str) -> anyhow::Result<PathBuf> {
+/// Assembles it with the tool tree's ukify; `initrds` are archives in the directory of the disk, one behind the other.
+pub(super) fn make(
+    work: &Work<'_>,
+    kernel: &Kernel,
+    initrds: &[&Path],
+    command_line: &str,
+    name: &str,
+) -> anyhow::Result<PathBuf> {
     let dir = work.dir;
     fs_err::copy(&kernel.image, dir.join("linux"))?;
     fs_err::write(dir.join("os-release"), os_release(work)?)?;
-    let initrd = initrd.file_name().and_then(|name| name.to_str()).context("path of the initrd")?;
+    let argument = |initrd: &&Path| {
+        let name = initrd.file_name().and_then(|name| name.to_str()).context("path of the initrd")?;
+        anyhow::Ok(format!("--initrd=/srv/{name}"))
+    };
+    let initrds: Vec<String> = initrds.iter().map(argument).collect::<anyhow::Result<_>>()?;
     let stub = format!("{}/linux{}.efi.stub", boot::PROGRAMS, boot::efi_name(&work.image.architecture)?);
-    let argv = [
-        "ukify",
-        "build",
-        "--linux=/srv/linux",
-        &format!("--initrd=/srv/{initrd}"),
-        &format!("--cmdline={command_line}"),
-        "--os-release=@/srv/os-release",
-        &format!("--uname={}", kernel.release),
-        &format!("--stub={stub}"),
-        "--output=/srv/uki.efi",
+    let rest = [
+        format!("--cmdline={command_line}"),
+        format!("--uname={}", kernel.release),
+        format!("--stub={stub}"),
+        format!("--output=/srv/{name}"),
     ];
+    let mut argv = vec!["ukify", "build", "--linux=/srv/linux", "--os-release=@/srv/os-release"];
+    argv.extend(initrds.iter().chain(&rest).map(String::as_str));
     work.run(&argv)?;
-    Ok(dir.join("uki.efi"))
+    Ok(dir.join(name))
 }
 
 /// The distribution's, and which image this is: the boot loader shows it and sorts by its `IMAGE_ID`. The version is in the

@@ -18,6 +18,7 @@ use crate::sandbox::Sandbox;
 mod gce;
 mod holes;
 pub mod image_file;
+pub(crate) mod iso;
 mod ova;
 mod pxe;
 mod qemu_img;
@@ -48,11 +49,13 @@ pub enum Format {
     Update,
     /// To be booted over a network: kernel, initrd, the image as one file, iPXE script.
     Pxe,
+    /// Installs the image to a machine's disk: for CD drives and sticks.
+    Iso,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Tree,
         Self::Raw,
         Self::Raw4k,
@@ -63,6 +66,7 @@ impl Format {
         Self::Gce,
         Self::Update,
         Self::Pxe,
+        Self::Iso,
     ];
 
     /// As recipes, the command line and the manifest call it.
@@ -78,6 +82,7 @@ impl Format {
             Self::Gce => "gce",
             Self::Update => "update",
             Self::Pxe => "pxe",
+            Self::Iso => "iso",
         }
     }
 
@@ -160,6 +165,7 @@ pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Vec<Outpu
             Format::Gce => gce::make(inputs, disk),
             Format::Update => update::make(inputs, disk),
             Format::Pxe => pxe::make(inputs, disk),
+            Format::Iso => iso::make(inputs, disk),
         };
         for file in made.with_context(|| format!("making the output `{}`", format.name()))? {
             outputs.push(describe(&file, format.name())?);

@@ -1,13 +1,14 @@
-//! The image as one file, where it lies in the output `pxe`: its root must have the root hash of the manifest, and the
-//! script that boots it must say the same.
+//! The image as one file, where it lies in the outputs `pxe` and `iso`: its root must have the root hash of the manifest, and
+//! what boots it must say the same.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::AGAIN;
-use crate::disk::verity;
+use crate::disk::{gpt, verity};
 use crate::outputs::image_file::{BLOCK, PATH};
+use crate::outputs::iso;
 use crate::problem::Problem;
 
 /// Checks one output; those without an image file or root hash in them have nothing to check.
@@ -25,7 +26,16 @@ pub(super) fn check(path: &Path, root_hash: Option<&str>) -> anyhow::Result<Opti
         let same = script.split_whitespace().any(|word| word.strip_prefix("roothash=") == Some(root_hash));
         return Ok(if same { None } else { problem("it boots another root hash than manifest.json says".to_owned()) });
     } else if name.ends_with(".cpio") {
-        in_archive(&file)
+        in_archive(&file, 0)
+    } else if name.ends_with(".iso") {
+        if !is_bootable(&file, path)? {
+            return Ok(problem("its boot catalog does not name its partition: no CD drive boots it".to_owned()));
+        }
+        if find(&file, format!("roothash={root_hash} ").as_bytes())?.is_none() {
+            return Ok(problem("it boots another root hash than manifest.json says".to_owned()));
+        }
+        // Files of a file system that was filled once are in one piece.
+        find(&file, &entry(PATH))?.and_then(|at| in_archive(&file, at.checked_sub(HEAD)?))
     } else {
         return Ok(None);
     };
@@ -49,22 +59,54 @@ pub(super) fn check(path: &Path, root_hash: Option<&str>) -> anyhow::Result<Opti
     })
 }
 
-/// Where the file's content is in an archive of the initramfs (`newc`).
-fn in_archive(file: &File) -> Option<u64> {
-    let mut at = 0;
+/// Whether CD drives and disks are told of the same partition.
+fn is_bootable(file: &File, path: &Path) -> anyhow::Result<bool> {
+    let Ok(table) = gpt::read(path) else { return Ok(false) };
+    let mut at = [0; 4];
+    file.read_exact_at(&mut at, u64::from(iso::CATALOG) * iso::BLOCK as u64 + 40)?;
+    let esp = u64::from(u32::from_le_bytes(at)) * iso::BLOCK as u64;
+    Ok(table.partitions.first().is_some_and(|one| one.kind == gpt::Kind::Esp && one.offset == esp))
+}
+
+/// The name of a file as an archive has it.
+fn entry(name: &str) -> Vec<u8> {
+    [name.as_bytes(), &[0]].concat()
+}
+
+/// The first place of some bytes.
+fn find(file: &File, what: &[u8]) -> anyhow::Result<Option<u64>> {
+    const CHUNK: usize = 1 << 20;
+    let bytes = file.metadata()?.len();
+    let mut buffer = vec![0; CHUNK + what.len()];
+    for at in (0..bytes).step_by(CHUNK) {
+        let part = &mut buffer[..(bytes - at).min((CHUNK + what.len()) as u64) as usize];
+        file.read_exact_at(part, at)?;
+        if let Some(n) = part.windows(what.len()).position(|found| found == what) {
+            return Ok(Some(at + n as u64));
+        }
+    }
+    Ok(None)
+}
+
+/// Of an archive's entry, before its name.
+const HEAD: u64 = 110;
+
+/// Where the file's content is in an archive of the initramfs (`newc`) that has an entry at `at`.
+fn in_archive(file: &File, mut at: u64) -> Option<u64> {
     loop {
-        let mut head = [0; 110];
+        let mut head = [0; HEAD as usize];
         file.read_exact_at(&mut head, at).ok()?;
         let head = std::str::from_utf8(&head).ok().filter(|head| head.starts_with("070701"))?;
         let field = |n: usize| u64::from_str_radix(head.get(6 + 8 * n..14 + 8 * n)?, 16).ok();
         let (bytes, name_bytes) = (field(6)?, field(11)?);
         let mut name = vec![0; usize::try_from(name_bytes).ok().filter(|bytes| (1..4096).contains(bytes))?];
-        file.read_exact_at(&mut name, at + 110).ok()?;
-        let content = (at + 110 + name_bytes).next_multiple_of(4);
+        file.read_exact_at(&mut name, at + HEAD).ok()?;
+        // Aligned within the archive, which is where the first entry is.
+        let content = at + (HEAD + name_bytes).next_multiple_of(4);
         if name.strip_suffix(b"\0") == Some(PATH.as_bytes()) {
             return Some(content);
         }
-        at = content.checked_add(bytes)?.checked_next_multiple_of(4)?;
+        at = content.checked_add(bytes.checked_next_multiple_of(4)?)?;
     }
 }
 
@@ -134,7 +176,7 @@ mod tests {
         let found = |bytes: &[u8]| {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(bytes).unwrap();
-            in_archive(&file)
+            in_archive(&file, 0)
         };
         assert_eq!(found(&bytes), Some(place));
         bytes[6 + 8 * 11..14 + 8 * 11].fill(b'f');

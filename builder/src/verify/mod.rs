@@ -102,7 +102,7 @@ fn check(dir: &Path, sums: &[(Sha256, String)]) -> anyhow::Result<(Vec<Problem>,
     for raw in manifest.outputs.iter().filter(|output| output.format == "raw-4k") {
         problems.extend(disk(&dir.join(&raw.name), &manifest, &same)?);
     }
-    for output in manifest.outputs.iter().filter(|output| output.format == "pxe") {
+    for output in manifest.outputs.iter().filter(|output| ["pxe", "iso"].contains(&output.format.as_str())) {
         problems.extend(image_file::check(&dir.join(&output.name), manifest.root_hash.as_deref())?);
     }
     Ok((problems, manifest))

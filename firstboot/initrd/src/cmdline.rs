@@ -25,6 +25,8 @@ pub(crate) enum Mode {
     Disk,
     /// `pgkiln.live`: from one file in memory; a node whose `/var` alone is on a disk.
     Live,
+    /// `pgkiln.mode=install`: the same, for as long as it takes to write the image to a disk.
+    Install,
 }
 
 /// The options of this program.
@@ -32,7 +34,7 @@ pub(crate) enum Mode {
 pub(crate) struct Options {
     /// `roothash=`: SHA-256 at the top of the root's hash tree.
     pub(crate) root_hash: [u8; 32],
-    /// `pgkiln.live` or not.
+    /// `pgkiln.live`, `pgkiln.mode=install` or neither.
     pub(crate) mode: Mode,
     /// `pgkiln.failure=reboot|poweroff`.
     pub(crate) on_failure: OnFailure,
@@ -61,7 +63,15 @@ impl Options {
         let root_hash = parse_hash(hash)
             .ok_or_else(|| Failed::new(format!("`roothash={hash}` is not 64 hexadecimal digits"), remedy))?;
         let live = text.split_whitespace().any(|word| word == "pgkiln.live");
-        let mode = if live { Mode::Live } else { Mode::Disk };
+        let mode = match value("pgkiln.mode=") {
+            Some("install") => Mode::Install,
+            None if live => Mode::Live,
+            None => Mode::Disk,
+            Some(other) => {
+                let remedy = "write `pgkiln.mode=install`, or leave the word out: then the machine is live";
+                return Err(Failed::new(format!("`pgkiln.mode={other}` is not known"), remedy));
+            }
+        };
         let on_failure = match value("pgkiln.failure=") {
             Some("poweroff") => OnFailure::PowerOff,
             _ => OnFailure::Reboot,
@@ -92,10 +102,12 @@ mod tests {
         assert_eq!((options.on_failure, options.wait), (OnFailure::Reboot, Duration::from_secs(5)));
         let options = Options::parse(&format!("pgkiln.failure=poweroff roothash={hash}")).unwrap();
         assert_eq!((options.on_failure, options.wait, options.mode), (OnFailure::PowerOff, WAIT, Mode::Disk));
-        for (words, mode) in [("pgkiln.live", Mode::Live), ("pgkiln.lively", Mode::Disk)] {
+        let install = "pgkiln.live pgkiln.mode=install";
+        for (words, mode) in [("pgkiln.live", Mode::Live), ("pgkiln.lively", Mode::Disk), (install, Mode::Install)] {
             assert_eq!(Options::parse(&format!("roothash={hash} {words} x")).unwrap().mode, mode);
         }
-        for wrong in ["", "roothash=", "roothash=12", &format!("roothash={}", "é".repeat(32))] {
+        let unknown = format!("roothash={hash} pgkiln.mode=instal");
+        for wrong in [unknown.as_str(), "", "roothash=", "roothash=12", &format!("roothash={}", "é".repeat(32))] {
             assert!(Options::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -28,6 +28,8 @@ const MACHINE_ID: &str = "lib/pgkiln/machine-id";
 
 const SYSTEM: &str = "/run/systemd/system";
 const EMERGENCY: (&str, &str) = ("emergency.service", include_str!("units/emergency.service"));
+const PATIENCE: (&str, &str) =
+    ("dev-disk-pgkiln-var.device.d/patience.conf", include_str!("units/var.device.patience.conf"));
 const RULES: &str = include_str!("units/61-pgkiln-disk.rules");
 /// The partition grows with the disk, and the file system with the partition.
 const GROWS: (&str, &str) =
@@ -44,6 +46,7 @@ const DISK: Set = Set {
         ("var.mount", include_str!("units/var.mount")),
         ("boot.mount", include_str!("units/boot.mount")),
         ("boot.automount", include_str!("units/boot.automount")),
+        PATIENCE,
         EMERGENCY,
     ],
     links: &[
@@ -58,13 +61,29 @@ const LIVE: Set = Set {
         ("var.mount", include_str!("units/var.mount")),
         ("var.mount.d/live.conf", include_str!("units/var.mount.live.conf")),
         ("pgkiln-state.service", include_str!("units/pgkiln-state.service")),
-        ("dev-disk-pgkiln-var.device.d/live.conf", include_str!("units/var.device.live.conf")),
+        PATIENCE,
         EMERGENCY,
     ],
     links: &[
         ("local-fs.target.requires/var.mount", "../var.mount"),
         GROWS,
         // There is no disk of this image whose partitions it could look at.
+        ("systemd-repart.service", MASKED),
+    ],
+};
+
+/// One service, and a `/var` in memory for what it is made of.
+const INSTALL: Set = Set {
+    files: &[
+        ("var.mount", include_str!("units/var.mount.install")),
+        ("pgkiln-install.target", include_str!("units/pgkiln-install.target")),
+        ("pgkiln-install.service", include_str!("units/pgkiln-install.service")),
+        EMERGENCY,
+    ],
+    links: &[
+        ("default.target", "pgkiln-install.target"),
+        ("local-fs.target.requires/var.mount", "../var.mount"),
+        // The disk has not been chosen yet.
         ("systemd-repart.service", MASKED),
     ],
 };
@@ -114,6 +133,7 @@ fn write_units(root: &Path, found: &Found, options: &Options) -> io::Result<()> 
     let set = match options.mode {
         Mode::Disk => DISK,
         Mode::Live => LIVE,
+        Mode::Install => INSTALL,
     };
     let place = |name: &str| {
         let path = root.join(&SYSTEM[1..]).join(name);
@@ -149,13 +169,19 @@ mod tests {
         fs::remove_dir_all(&dir).unwrap();
 
         let found = Found { disk: None, ..found };
-        write_units(&dir, &found, &Options { mode: Mode::Live, ..options }).unwrap();
+        write_units(&dir, &found, &Options { mode: Mode::Live, ..options.clone() }).unwrap();
         assert!(read("systemd/system/var.mount").contains("Where=/var"));
         assert!(read("systemd/system/var.mount.d/live.conf").contains("Requires=pgkiln-state.service"));
         assert!(read("systemd/system/pgkiln-state.service").contains("ExecStart=/usr/bin/firstboot state-disk"));
         let masked = fs::read_link(dir.join("run/systemd/system/systemd-repart.service")).unwrap();
         assert_eq!(masked, Path::new("/dev/null"), "it would change the disk that has not been chosen yet");
         assert!(!dir.join("run/udev").exists());
+        fs::remove_dir_all(&dir).unwrap();
+
+        write_units(&dir, &found, &Options { mode: Mode::Install, ..options }).unwrap();
+        assert!(read("systemd/system/var.mount").contains("Type=tmpfs"));
+        assert!(read("systemd/system/default.target").contains("Requires=basic.target pgkiln-install.service"));
+        assert!(!dir.join("run/systemd/system/pgkiln-state.service").exists(), "an installer chooses by itself");
         fs::remove_dir_all(&dir).unwrap();
     }
 }

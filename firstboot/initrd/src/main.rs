@@ -2,7 +2,7 @@
 //!
 //! A package of its own, with three small dependencies: what stands between the firmware and a verified root should be short enough to
 //! be read in one sitting. It loads the drivers the machine asks for, finds the root by the identifiers that follow from
-//! `roothash=` on the (signed) command line (or, with `pgkiln.live`, in one file in memory), lets the kernel check it with
+//! `roothash=` on the (signed) command line (or, with `pgkiln.live` or `pgkiln.mode=install`, in one file in memory), lets the kernel check it with
 //! dm-verity, puts a writable `/etc` in memory above the image's, tells systemd where the rest of this disk is, and starts it. There is no shell: a failure is said in plain
 //! words on every console, and the machine then reboots or powers off (`pgkiln.failure=`).
 //!
@@ -52,12 +52,17 @@ fn boot(options: &mut Options, started: Instant) -> Result<Infallible, Failed> {
         Mode::Disk => disk::wait(options, || modules.load_for_devices())?,
         Mode::Live => {
             let found = image_file::open(&mut modules)?;
+            image_file::forget_head();
             Found { var: disk::state(|| modules.load_for_devices())?, ..found }
         }
+        Mode::Install => image_file::open(&mut modules)?,
     };
     say(&format!("root {} and its hash tree {}", found.root.display(), found.hashes.display()));
     let tree = verity::read(&found.hashes, found.hashes_at, &options.root_hash)?;
     let device = dm::open_verity(&found, &tree, &options.root_hash)?;
+    if options.mode == Mode::Install {
+        image_file::offer(&found, &device)?;
+    }
     root::mount(&device)?;
     root::overlay_etc()?;
     handoff::machine_id(&found)?;

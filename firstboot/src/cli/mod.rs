@@ -57,6 +57,9 @@ enum Command {
     /// Choose the disk for /var on a machine whose root is in memory (run by systemd)
     #[command(hide = true)]
     StateDisk,
+    /// Write the image in memory to a disk and restart into it (run by systemd on a machine booted with pgkiln.mode=install)
+    #[command(hide = true)]
+    Install,
     /// Say whether HAProxy here serves clients (run by Keepalived every second)
     #[command(hide = true)]
     VipCheck,
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Handover => run::handover(&layout),
         Command::Verdict => run::verdict(&layout),
         Command::StateDisk => run::state_disk(&layout),
+        Command::Install => run::install(&layout),
         Command::VipCheck => crate::vip::check().map_err(problems),
         Command::HaproxyStates => run::haproxy_states(&layout),
         Command::Sql { connection, .. } => run::sql(&layout, connection.as_deref()),

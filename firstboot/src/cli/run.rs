@@ -70,6 +70,12 @@ pub(super) fn state_disk(layout: &Layout) -> Outcome {
     runtime()?.block_on(crate::install::state::run(layout)).map_err(super::problems)
 }
 
+/// Writes the image to a disk.
+pub(super) fn install(layout: &Layout) -> Outcome {
+    log();
+    runtime()?.block_on(crate::install::machine::run(layout)).map_err(super::problems)
+}
+
 /// Saves what HAProxy knows of its servers.
 pub(super) fn haproxy_states(layout: &Layout) -> Outcome {
     runtime()?.block_on(crate::proxy::save_states(layout)).map_err(super::problems)

@@ -18,6 +18,13 @@ pub struct Examined {
     pub contents: Contents,
 }
 
+impl Examined {
+    /// Whether it may be written to without being named.
+    fn is_free(&self) -> bool {
+        matches!(self.contents, Contents::Blank | Contents::Unfinished) && !self.disk.in_use()
+    }
+}
+
 /// The disk to write to, or why there is none: reads, and writes nothing. File systems are mounted below `work` for a moment.
 pub async fn decide(disks: Vec<Disk>, wanted: &Wanted, needed: u64, work: &Path) -> Result<Examined> {
     let mut examined = Vec::new();
@@ -79,7 +86,7 @@ fn named<'a>(disks: &'a [Examined], selector: &Selector, overwrite: Option<u64>)
 }
 
 fn the_blank_one(disks: &[Examined]) -> Result<&Examined, Problem> {
-    let blank: Vec<&Examined> = disks.iter().filter(|one| one.contents == Contents::Blank).collect();
+    let blank: Vec<&Examined> = disks.iter().filter(|one| one.is_free()).collect();
     match blank[..] {
         [one] => Ok(one),
         [] => {
@@ -97,6 +104,7 @@ fn the_blank_one(disks: &[Examined]) -> Result<&Examined, Problem> {
 fn listed(disks: &[Examined]) -> String {
     let one = |one: &Examined| match &one.contents {
         Contents::Blank => format!("{}: blank", one.disk),
+        Contents::Unfinished => format!("{}: an unfinished installation", one.disk),
         Contents::Holds { what, .. } => format!("{}: holds {what}", one.disk),
     };
     match disks {
@@ -155,6 +163,15 @@ mod tests {
         assert_eq!(choose(&disks, &by(Selector::Path("/dev/vdb".into())), NEEDED).unwrap(), &disks[1]);
         refused(&disks, &by(Selector::Serial("C".into())), &["no disk `serial:C`", "/dev/vdb"]);
         refused(&[disks[0].clone(), disks[0].clone()], &by(Selector::Serial("A".into())), &["several disks"]);
+    }
+
+    #[test]
+    fn an_unfinished_installation_is_as_good_as_blank_and_no_better() {
+        let unfinished = Examined { contents: Contents::Unfinished, ..blank("/dev/vdb", "B") };
+        let disks = [full("/dev/vda", "A", &[]), unfinished.clone()];
+        assert_eq!(choose(&disks, &Wanted::default(), NEEDED).unwrap(), &disks[1]);
+        let two = [blank("/dev/vda", "A"), unfinished];
+        refused(&two, &Wanted::default(), &["2 disks are blank", "/dev/vdb (8.0 GiB, serial B): an unfinished"]);
     }
 
     #[test]

@@ -12,12 +12,15 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::Deserialize;
 
 use super::disks::Disk;
+use super::mark;
 use crate::tool::Tool;
 
 /// At both ends: a partition table and its copy take this much.
 pub const ENDS: u64 = 1 << 20;
 /// A cluster lies no deeper: `var/lib/postgresql/17/main/global/pg_control`.
 const DEPTH: usize = 6;
+/// What libblkid calls the partition table of an installation, and the sector before it.
+const TABLES: [&str; 2] = ["gpt", "PMBR"];
 const MAX_DIRECTORIES: usize = 20_000;
 
 /// What is on a disk.
@@ -25,6 +28,8 @@ const MAX_DIRECTORIES: usize = 20_000;
 pub enum Contents {
     /// Nothing, provably.
     Blank,
+    /// An installation of ours that was interrupted: nothing of anybody else's.
+    Unfinished,
     /// Something.
     Holds {
         /// What, in words.
@@ -60,9 +65,11 @@ struct Signature {
 pub async fn look(disk: &Disk, scratch: &Path) -> Result<Contents> {
     let mut what = Vec::new();
     let mut clusters = Vec::new();
+    let mut foreign = false;
     for device in disk.all() {
         for signature in signatures(&device.path).await? {
             clusters.extend(look_inside(&device.path, &signature.kind, scratch));
+            foreign |= device.path == disk.path && !TABLES.contains(&signature.kind.as_str());
             let name = if device.path == disk.path { String::new() } else { format!(" on {}", device.path.display()) };
             let words = format!("{}{name}", words(&signature));
             if !what.contains(&words) {
@@ -78,6 +85,12 @@ pub async fn look(disk: &Disk, scratch: &Path) -> Result<Contents> {
     }
     if what.is_empty() {
         return Ok(Contents::Blank);
+    }
+    if !foreign && clusters.is_empty() {
+        let file = fs::File::open(&disk.path)?;
+        if mark::is_unfinished(file.file(), disk.size).with_context(|| format!("reading {disk}"))? {
+            return Ok(Contents::Unfinished);
+        }
     }
     Ok(Contents::Holds { what: what.join(", "), clusters })
 }

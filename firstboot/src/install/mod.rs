@@ -1,13 +1,22 @@
-//! Machines whose root is not on a disk of their own, and the disk for their data (`state-disk`).
+//! Machines whose root is not on a disk of their own: live ones, which need a disk for their data (`state-disk`), and those that
+//! write themselves to one (`install`).
 //!
 //! It is the one that is named, or the one that is provably blank; and nothing is written before the decision.
 
+pub mod boot_entry;
 pub mod choose;
 pub mod contents;
 pub mod disks;
+pub mod machine;
+pub mod mark;
+pub mod seed;
+pub mod source;
 pub mod state;
 pub mod wanted;
+pub mod write;
 
+#[cfg(test)]
+mod signatures;
 #[cfg(test)]
 mod tests;
 

@@ -71,7 +71,7 @@ async fn make(disks: Vec<Disk>, wanted: &Wanted) -> Result<Disk> {
     let empty = match chosen.contents {
         // A second look, by another program.
         Contents::Blank => "--empty=require",
-        Contents::Holds { .. } => "--empty=force",
+        Contents::Unfinished | Contents::Holds { .. } => "--empty=force",
     };
     let repart = Tool::new("systemd-repart").args(["--dry-run=no", "--seed=random", empty]);
     let repart = repart.arg(format!("--definitions={}", definitions.display())).arg(device);

@@ -129,6 +129,34 @@ impl Table {
         Ok(())
     }
 
+    /// Bytes of a sector.
+    pub fn sector(&self) -> u64 {
+        self.sector
+    }
+
+    /// Makes it the table of another disk, of `bytes`.
+    pub fn move_to(&mut self, bytes: u64) -> Result<()> {
+        let last = bytes / self.sector - 1;
+        let entries = (self.entries.len() as u64).div_ceil(self.sector);
+        let usable = last.checked_sub(entries + 1).context("the disk is smaller than a partition table")?;
+        let fits = self.partitions().iter().all(|one| one.at + one.bytes <= (usable + 1) * self.sector);
+        anyhow::ensure!(fits, "the disk ends within its partitions");
+        let fields = [(24, 1), (32, last), (48, usable), (72, 2)];
+        fields.iter().for_each(|(at, value)| self.header[*at..at + 8].copy_from_slice(&u64::to_le_bytes(*value)));
+        self.header[56..72].copy_from_slice(&Uuid::new_v4().to_bytes_le());
+        Ok(())
+    }
+
+    /// What the first sector says to programs that know no such tables: the disk is full (UEFI, 5.2.3).
+    pub fn protective_mbr(&self, bytes: u64) -> Vec<u8> {
+        let mut mbr = vec![0; self.sector as usize];
+        let sectors = u32::try_from(bytes / self.sector - 1).unwrap_or(u32::MAX);
+        mbr[446..462].copy_from_slice(&[0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 0, 0, 0]);
+        mbr[458..462].copy_from_slice(&sectors.to_le_bytes());
+        mbr[510..512].copy_from_slice(&[0x55, 0xaa]);
+        mbr
+    }
+
     /// Writes both copies, the backup first.
     pub fn write(&self, disk: &File, bytes: u64) -> Result<()> {
         let length = (self.entries.len() as u64).next_multiple_of(self.sector);
@@ -229,6 +257,23 @@ pub(crate) mod tests {
         assert_eq!(Table::read(&disk, BYTES).unwrap().partitions(), expected);
         disk.write_all_at(&[0; 512], 512).unwrap();
         assert!(Table::read(&disk, BYTES).is_err());
+    }
+
+    #[test]
+    fn a_table_moves_to_a_larger_disk_and_not_to_one_that_is_too_small() {
+        let parts = [(ROOT, Uuid::from_u128(1), "1", 2048, 3071)];
+        let mut table = Table::read(&disk(BYTES, &parts), BYTES).unwrap();
+        let before = table.partitions();
+        let large = tempfile::tempfile().unwrap();
+        large.set_len(3 * BYTES).unwrap();
+        table.move_to(3 * BYTES).unwrap();
+        table.write(&large, 3 * BYTES).unwrap();
+        large.write_all_at(&[0; 512], 512).unwrap();
+        assert_eq!(Table::read(&large, 3 * BYTES).unwrap().partitions(), before, "from the copy at its end");
+        assert!(table.move_to(3072 * 512 + 32 * 512).is_err());
+        assert!(table.move_to(4096).is_err());
+        let mbr = table.protective_mbr(3 * BYTES);
+        assert_eq!((mbr[450], &mbr[458..462]), (0xee, &(3 * BYTES as u32 / 512 - 1).to_le_bytes()[..]));
     }
 
     /// Whichever of the four writes was the last one that got through, a whole copy is there: the old one or the new one.

@@ -219,7 +219,7 @@ pub fn running(layout: &Layout) -> Option<String> {
 }
 
 /// Identifiers of root and hash tree: the halves of the root hash (UAPI Discoverable Partitions Specification).
-fn halves(root_hash: &str) -> Result<[Uuid; 2]> {
+pub fn halves(root_hash: &str) -> Result<[Uuid; 2]> {
     let half = |range| root_hash.get(range).and_then(|half| Uuid::try_parse(half).ok()).context("no root hash");
     Ok([half(0..32)?, half(32..64)?])
 }
