@@ -77,7 +77,14 @@ impl Network {
 
     /// What every network has: it gives out addresses and knows nothing of booting.
     fn dhcp(&mut self) -> Result {
-        let args = ["--keep-in-foreground", "--log-facility=-", "--port=0", "--user=root", "--conf-file=/dev/null"];
+        let args = [
+            "--keep-in-foreground",
+            "--log-facility=-",
+            "--port=0",
+            "--user=root",
+            "--group=root",
+            "--conf-file=/dev/null",
+        ];
         let args = args.into_iter().chain(["--interface=lan0", "--bind-interfaces", "--dhcp-leasefile=/dev/null"]);
         let cmd = Cmd::new(&table::DNSMASQ).args(args).arg("--dhcp-range=10.93.0.100,10.93.0.120,255.255.255.0,1h");
         self.start(&self.far(), "dhcp.log", cmd).map(drop)
@@ -137,6 +144,11 @@ fn boots(bios: bool) -> Result {
     let netboot = binary::pgkiln().args(["--json", "netboot"]).arg(&set).arg("--cluster").arg(cluster.dir());
     let netboot = netboot.args(["--dhcp", "proxy", "--interface", "br0", "--append", "pgkiln.failure=poweroff"]);
     let log = network.start(&network.near(), "netboot.log", netboot)?;
+    let serves = || fs_err::read_to_string(&log).is_ok_and(|said| said.contains("\"event\":\"serving\""));
+    for _ in 0..100 {
+        std::thread::sleep(Duration::from_millis(if serves() { 0 } else { 100 }));
+    }
+    ensure!(serves(), "pgkiln netboot does not serve: {}", fs_err::read_to_string(&log)?);
 
     let disk = work.path().join("disk.raw");
     fs_err::File::create(&disk)?.set_len(2 << 30)?;

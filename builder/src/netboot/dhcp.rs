@@ -60,7 +60,7 @@ pub(super) fn config(interface: &str, address: Ipv4Addr, mask: Ipv4Addr, http: S
     let tftp = tftp.display();
     // Client system architectures of RFC 4578: 0 is BIOS; 6, 7 and 9 are UEFI, of which 6 has 32 bits and gets nothing.
     format!(
-        "port=0\ninterface={interface}\nbind-interfaces\nexcept-interface=lo\nuser=root\n\
+        "port=0\ninterface={interface}\nbind-interfaces\nexcept-interface=lo\nuser=root\ngroup=root\n\
          dhcp-range={network},proxy,{mask}\nleasefile-ro\nlog-dhcp\nno-resolv\nno-hosts\n\
          enable-tftp\ntftp-root={tftp}\n\
          dhcp-userclass=set:ipxe,iPXE\n\

@@ -40,24 +40,23 @@ impl Set {
     /// All sets in a directory, each checked against `SHA256SUMS`.
     pub fn all(dir: &Path) -> anyhow::Result<Vec<Self>> {
         let place = || dir.display().to_string();
-        let mut names: Vec<String> = Vec::new();
-        for entry in fs_err::read_dir(dir)? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            names.extend(name.strip_suffix(".ipxe").map(str::to_owned));
-        }
-        names.sort();
+        let sums = fs_err::read_to_string(dir.join("SHA256SUMS"));
+        let sums = sums.map_err(|error| Problem::new(format!("no SHA256SUMS: {}", error.kind()), place(), BAKE))?;
+        // By the sums, not by what lies there: an earlier bake into the same directory leaves files that nothing vouches for.
+        let scripts = sums.lines().filter_map(|line| line.split_once("  ")?.1.strip_suffix(".ipxe"));
+        let mut names: Vec<&str> = scripts.filter(|name| !name.contains('/')).collect();
+        names.sort_unstable();
         if names.is_empty() {
             return Err(Problem::new("there is no set to boot over the network here", place(), BAKE).into());
         }
-        let sums = fs_err::read_to_string(dir.join("SHA256SUMS"));
-        let sums = sums.map_err(|error| Problem::new(format!("no SHA256SUMS: {}", error.kind()), place(), BAKE))?;
         names.iter().map(|id| Self::read(dir, id, &sums)).collect()
     }
 
     fn read(dir: &Path, id: &str, sums: &str) -> anyhow::Result<Self> {
-        let script = dir.join(format!("{id}.ipxe"));
-        let (files, command_line) = parse(&fs_err::read_to_string(&script)?)
-            .ok_or_else(|| Problem::new("not a script that this version reads", script.display().to_string(), BAKE))?;
+        let script = Content::open(dir, id, &format!("{id}.ipxe"), sums)?;
+        let place = || dir.join(&script.name).display().to_string();
+        let (files, command_line) = parse(&fs_err::read_to_string(dir.join(&script.name))?)
+            .ok_or_else(|| Problem::new("not a script that this version reads", place(), BAKE))?;
         let files = files.iter().map(|name| Content::open(dir, id, name, sums)).collect::<anyhow::Result<_>>()?;
         Ok(Self { id: id.to_owned(), files, command_line })
     }

@@ -55,8 +55,11 @@ fn main() -> ExitCode {
 fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
     let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
     let install = if args.yes || ci { Install::Yes } else { Install::Ask };
-    let purposes: &[Purpose] =
-        if args.fast { &[Purpose::Bake] } else { &[Purpose::Bake, Purpose::Lab, Purpose::Machines, Purpose::Tests] };
+    let purposes: &[Purpose] = if args.fast {
+        &[Purpose::Bake]
+    } else {
+        &[Purpose::Bake, Purpose::Lab, Purpose::Machines, Purpose::Netboot, Purpose::Tests]
+    };
     let check = ui.step("doctor");
     doctor::ensure(purposes, install, ui).context("checking this host; `cargo selftest --fast` needs less")?;
     check.done();
