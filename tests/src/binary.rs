@@ -28,6 +28,12 @@ pub fn firstboot() -> Cmd {
     Cmd::at(&FIRSTBOOT, BUILT.get_or_init(|| build("firstboot")))
 }
 
+/// Builds both, so that no test has to, within its time limit and beside others that want the same.
+pub fn build_all() {
+    pgkiln_path();
+    firstboot();
+}
+
 fn build(name: &str) -> PathBuf {
     let profile = profile_dir();
     let target = profile.parent().map_or_else(|| workspace::root().join("target"), Path::to_owned);

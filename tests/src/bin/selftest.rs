@@ -11,7 +11,7 @@ use clap::Parser;
 use pgkiln::doctor::{self, Install, Purpose};
 use pgkiln::progress::{Ui, seconds};
 use pgkiln::tool::{Cmd, table};
-use pgkiln_tests::{image, workspace};
+use pgkiln_tests::{binary, image, workspace};
 
 /// Run all tests: host check, bake, unit tests, end-to-end suites as root.
 #[derive(Debug, Parser)]
@@ -64,6 +64,9 @@ fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
     doctor::ensure(purposes, install, ui).context("checking this host; `cargo selftest --fast` needs less")?;
     check.done();
     nextest(install, ui)?;
+    let programs = ui.step("programs");
+    binary::build_all();
+    programs.done();
     let own: Vec<&str> = args.test_args.iter().map(String::as_str).collect();
     if args.fast {
         return Ok(tests().args(own).interactive()?.success());
