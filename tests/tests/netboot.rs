@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use firstboot::spec::Rto;
 use pgkiln::bake;
 use pgkiln::cli::default_cache_dir;
 use pgkiln::cluster::{self, Cluster};
@@ -123,6 +124,8 @@ fn cluster_of_one(dir: &Path) -> Result<Cluster> {
     };
     let mut definition = options.definition()?;
     definition.nodes[0].mac = Some(MAC.to_owned());
+    // Emulated on a busy host, Patroni may be silent for a while.
+    definition.postgres.rto = Rto::Wide;
     cluster::create(dir, definition)
 }
 
