@@ -47,7 +47,7 @@ fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
     blank(&disk, 2 << 30)?;
     let kernel = loaded(&outputs, work.path(), "pgkiln.live pgkiln.failure=poweroff")?;
     let machine = Machine::new(&work.path().join("machine"), &disk)?.seed(&seed(work.path())?).probe(LOOK);
-    // BIOS: live is what a machine without UEFI can do. A good node needs 784 MiB.
+    // BIOS: live is what a machine without UEFI can do. A good node needs 800 MiB.
     let machine = machine.bios().memory(1024).kernel(kernel);
     let first = machine.boot()?.wait_for_end(LIMIT)?;
     assert!(first.contains("the image file in memory is /dev/loop0"), "{first}");

@@ -140,13 +140,25 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    /// A table with one entry and right sums, as somebody would write it who wants to be believed.
     fn table(entries_at: u64, first: u64, last: u64) -> anyhow::Result<Table> {
+        let disk = tempfile::NamedTempFile::new()?;
+        write(disk.as_file(), Uuid::from_u128(1), entries_at, first, last)?;
+        read(disk.path())
+    }
+
+    /// A table with one entry and right sums, as somebody would write it who wants to be believed.
+    pub(crate) fn write(
+        disk: &std::fs::File,
+        kind: Uuid,
+        entries_at: u64,
+        first: u64,
+        last: u64,
+    ) -> std::io::Result<()> {
         let mut entry = [0; ENTRY];
-        entry[0] = 1;
+        entry[..16].copy_from_slice(&kind.to_bytes_le());
         entry[32..40].copy_from_slice(&first.to_le_bytes());
         entry[40..48].copy_from_slice(&last.to_le_bytes());
         let mut header = [0; HEADER];
@@ -157,10 +169,8 @@ mod tests {
         header[88..92].copy_from_slice(&crc(&entry).to_le_bytes());
         let sum = crc(&header);
         header[16..20].copy_from_slice(&sum.to_le_bytes());
-        let disk = tempfile::NamedTempFile::new()?;
-        disk.as_file().write_all_at(&header, 512)?;
-        disk.as_file().write_all_at(&entry, 1024)?;
-        read(disk.path())
+        disk.write_all_at(&header, 512)?;
+        disk.write_all_at(&entry, 1024)
     }
 
     #[test]

@@ -166,6 +166,33 @@ mod tests {
     }
 
     #[test]
+    fn a_medium_is_judged_by_its_partition_its_words_and_its_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.iso");
+        let (archive, root_hash) = archive();
+        let esp = uuid::uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
+        let told = |words: &str, first: u64, damaged: Option<u64>| {
+            let file = fs_err::File::create(&path).unwrap().into_parts().0;
+            gpt::tests::write(&file, esp, 2, first, first + 2047).unwrap();
+            let entry = (u64::from(iso::CATALOG) * iso::BLOCK as u64) + 40;
+            file.write_all_at(&512u32.to_le_bytes(), entry).unwrap();
+            file.write_all_at(words.as_bytes(), (1 << 20) - 5).unwrap();
+            // Where a chunk of the search ends.
+            file.write_all_at(&archive, (2 << 20) - 2).unwrap();
+            damaged.map(|at| file.write_all_at(b"?", (2 << 20) - 2 + at)).transpose().unwrap();
+            file.set_len(3 << 20).unwrap();
+            check(&path, Some(&root_hash)).unwrap().map(|problem| problem.what).unwrap_or_default()
+        };
+        let words = format!("roothash={root_hash} ro");
+        assert_eq!(told(&words, 2048, None), "");
+        assert!(told(&words, 4096, None).contains("no CD drive boots it"));
+        assert!(told("roothash=0 ro", 2048, None).contains("boots another root hash"));
+        assert!(told(&words, 2048, Some(9000)).contains("its root has the root hash"));
+        let name = archive.windows(PATH.len()).position(|part| part == PATH.as_bytes()).unwrap() as u64;
+        assert!(told(&words, 2048, Some(name)).contains("there is no `pgkiln/root.img`"));
+    }
+
+    #[test]
     fn the_file_is_found_in_an_archive_and_nonsense_is_not_followed() {
         let mut archive = cpio::Archive::default();
         archive.directory("pgkiln");

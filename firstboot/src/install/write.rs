@@ -202,6 +202,8 @@ mod tests {
     #[test]
     fn until_the_last_sector_it_is_an_unfinished_installation_and_then_the_image() {
         let (source, file) = (source(), disk());
+        // Of a disk that was named to be overwritten.
+        [0, BYTES - MIB].iter().for_each(|at| file.as_file().write_all_at(&vec![0xaa; MIB as usize], *at).unwrap());
         let target = Target::open(file.path(), BYTES).unwrap();
         let mut done = 0;
         let table = target.begin(&source).unwrap();
@@ -223,6 +225,7 @@ mod tests {
         assert_eq!((byte(3 * MIB), byte(7 * MIB - 1), byte(7 * MIB)), (4, 4, 0));
         assert_eq!((byte(8 * MIB), byte(8 * MIB + 8191), byte(8 * MIB + 8192)), (5, 5, 0));
         assert_eq!((byte(450), byte(510)), (0xee, 0x55));
+        assert_eq!((byte(MIB - 1), byte(BYTES - MIB)), (0, 0), "nothing is left that another program would know again");
     }
 
     /// Whatever was on the disk when it was named to be overwritten, and whichever write the power fails after.
