@@ -414,5 +414,6 @@ fn voters_down(cluster: &TestCluster) -> anyhow::Result<()> {
     }
     cluster.wait_healthy(FORMED)?;
     cluster.wait_good(&cluster.others, BACK)?;
-    routing(cluster)
+    // The leader has only just been promoted: a proxy sees that at its next check.
+    cluster.wait_for("SQL through every proxy", BACK, || routing(cluster))
 }
