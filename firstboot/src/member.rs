@@ -1,7 +1,6 @@
-//! This node as a member of its cluster: the agent's server, etcd's birth, the slot's lease, the watch.
+//! This node as a member of its cluster: the agent's server, the slot's lease, the watch. Its etcd, if it has a vote: [`voter`].
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +12,9 @@ use tokio::task::JoinHandle;
 use crate::alongside::Alongside;
 use crate::apply::{After, Cluster};
 use crate::backup::{Backups, Trouble};
-use crate::birth::{self, Agreement, Born, Desk, Record, Replacement, Stage, Voters};
+use crate::birth::{Agreement, Desk};
 use crate::durable;
-use crate::etcd::{self, Accounts, Client, Credentials, Endpoint, LeaseId};
+use crate::etcd::{Client, Credentials, Endpoint};
 use crate::facts::Facts;
 use crate::fence::Fence;
 use crate::form;
@@ -25,24 +24,24 @@ use crate::pki::{self, Clients};
 use crate::plan::Desired;
 use crate::problem::Problem;
 use crate::register::{self, Keys, LeaseCell, Slot, SlotHolder};
-use crate::render::etcd::{InitialState, environment};
-use crate::render::{self, Input};
+use crate::render;
+use crate::render::etcd::InitialState;
 use crate::renew::Renewal;
 use crate::retry::{Failure, Policy, retry};
 use crate::roll::Roll;
 use crate::server;
 use crate::spec::{Durability, NodeSpec, Password, Role, Secrets};
 use crate::status::Phase;
-use crate::step::{File, Host};
+use crate::step::Host;
 use crate::stored;
 use crate::tool;
 use crate::unborn::Pgdata;
 use crate::watch::Watch;
 
+mod voter;
+
 /// The agent's own port.
 pub const PORT: u16 = 8443;
-/// What etcd needs from its start until it answers peers, and a little.
-const STAGGER: Duration = Duration::from_millis(150);
 /// At the end: giving the slot back, if etcd still answers.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -65,10 +64,6 @@ pub fn endpoints(spec: &NodeSpec) -> Vec<Endpoint> {
     let mut endpoints: Vec<_> = spec.seeds.iter().map(|(slot, ip)| Endpoint::new(slot, *ip)).collect();
     endpoints.sort_by_key(|endpoint| endpoint.slot != spec.slot);
     endpoints
-}
-
-fn peer_url(ip: IpAddr) -> String {
-    format!("https://{}:2380", render::host(ip))
 }
 
 impl Member {
@@ -133,38 +128,6 @@ impl Member {
         Ok(())
     }
 
-    /// Which way etcd may start.
-    async fn agree(&self) -> Result<Agreement> {
-        let (layout, spec) = (&self.host.layout, self.spec());
-        let voters = Voters { cluster: spec.cluster.uuid, seeds: spec.seeds.clone() };
-        let record = match Record::load(layout)? {
-            Some(record) => record,
-            None => Record::new(&spec.slot, voters),
-        };
-        let tls = pki::client(&layout.pki(), "agent", Some(spec.cluster.uuid))?;
-        let peers = spec.seeds.iter().filter(|(slot, _)| **slot != spec.slot);
-        let peers = peers.map(|(slot, ip)| (slot.clone(), SocketAddr::new(*ip, PORT))).collect();
-        birth::agree(layout, record, self.facts.data.pg_control, tls, peers, &self.desk, &self.host.board).await
-    }
-
-    fn write_environment(&self, state: InitialState, members: &BTreeMap<String, IpAddr>) -> Result<()> {
-        let spec = NodeSpec { seeds: members.clone(), ..self.spec().clone() };
-        let text = environment(&Input { spec: &spec, ..self.desired.input()? }, state);
-        File::owned("/run/pgkiln/etcd/etcd.env", text, 0o640, ("root", "etcd")).write(&self.host.layout)
-    }
-
-    fn accounts(&self) -> Result<Accounts> {
-        let password = |name| self.desired.secrets.passwords.get(name).cloned();
-        Ok(Accounts {
-            root: password(Password::EtcdRoot)?,
-            agent: password(Password::EtcdAgent)?,
-            patroni: password(Password::EtcdPatroni)?,
-            proxy: password(Password::EtcdProxy)?,
-            patroni_prefix: self.patroni_prefix(),
-            agent_prefix: self.keys().prefix(),
-        })
-    }
-
     fn patroni_prefix(&self) -> String {
         format!("/service/{}/", self.spec().cluster.name)
     }
@@ -182,101 +145,6 @@ impl Member {
         let (spec, secrets) = (self.spec().clone(), self.desired.secrets.clone());
         // Open already: the agent reached this point before.
         let _ = self.admissions.set(join::Admission { spec, secrets, registry });
-    }
-
-    /// Lets the running cluster expect this node's etcd in place of its dead member, and returns the lock under which
-    /// that happens. Waits for the others' quorum; `problem` is what the reader sees until then.
-    async fn enlist(&self, client: &Client, problem: Problem) -> Result<LeaseId> {
-        let (spec, board) = (self.spec(), &self.host.board);
-        board.update(|status| status.error = Some(problem.clone()));
-        tracing::warn!("{problem}");
-        let url = peer_url(self.desired.ip()?);
-        let waiting = |error: &anyhow::Error, since: Duration| {
-            let why = format!("a majority of the other voters for {} s ({error:#})", since.as_secs());
-            board.waiting(format!("{why}: {}; {}", problem.what, problem.remedy));
-        };
-        let (lock, members) = retry(Policy { cap: Duration::from_secs(2), ..Policy::PROMPT }, waiting, async || {
-            // Held by a living clone: refused. Held by the dead predecessor: waited for.
-            Slot::take(client, self.keys(), &spec.slot, self.holder(), board).await.map_err(transient)?;
-            let replacement = self.replacement(client, &url);
-            let lock = replacement.lock().await.map_err(transient)?;
-            match replacement.enlist().await {
-                Ok(members) => Ok((lock, members)),
-                Err(error) => {
-                    client.revoke(lock).await?;
-                    Err(transient(error))
-                }
-            }
-        })
-        .await?;
-        let seeds = spec.seeds.iter().filter(|(_, ip)| members.iter().any(|m| m.peer_urls.contains(&peer_url(**ip))));
-        let members = seeds.map(|(slot, ip)| (slot.clone(), *ip)).collect();
-        // Before etcd's first start: whatever happens now, founding is out of the question on this disk.
-        let cluster = self.any_status(client).await?.cluster_id();
-        Born::store(&self.host.layout, spec.cluster.uuid, &spec.slot, cluster)?;
-        self.write_environment(InitialState::Existing, &members)?;
-        Ok(lock)
-    }
-
-    fn replacement<'a>(&'a self, client: &'a Client, peer_url: &'a str) -> Replacement<'a> {
-        let lock_key = self.keys().membership();
-        Replacement { client, slot: &self.spec().slot, peer_url, lock_key, board: &self.host.board }
-    }
-
-    async fn any_status(&self, client: &Client) -> Result<etcd::MemberStatus> {
-        for endpoint in client.endpoints() {
-            if let Ok(status) = client.status(&endpoint.slot).await {
-                return Ok(status);
-            }
-        }
-        anyhow::bail!("no member of etcd answers")
-    }
-
-    /// When this seed starts etcd after the founders agreed. A founding etcd first asks every peer whether it knows it
-    /// already: one that is not there refuses at once, one that starts in the same moment keeps it waiting for 1 s.
-    fn stagger(&self) -> Duration {
-        let rank = self.spec().seeds.keys().position(|slot| *slot == self.spec().slot).unwrap_or(0);
-        STAGGER * u32::try_from(rank).unwrap_or(0)
-    }
-
-    /// Waits for quorum, makes sure of accounts, authentication and this member's vote, and remembers that the cluster
-    /// is born.
-    async fn settle(&self, client: &Client, lock: Option<LeaseId>) -> Result<()> {
-        let (spec, board, accounts) = (self.spec(), &self.host.board, self.accounts()?);
-        let waiting = |error: &anyhow::Error, since: Duration| {
-            board.waiting(format!("etcd's quorum for {} s: {error:#}", since.as_secs()));
-        };
-        let status = retry(Policy::PROMPT, waiting, async || {
-            client.ensure_accounts(&spec.slot, &accounts).await.map_err(transient)?;
-            Ok(client.status(&spec.slot).await?)
-        })
-        .await?;
-        // The accounts went through etcd's log: it has served.
-        Born::store(&self.host.layout, spec.cluster.uuid, &spec.slot, status.cluster_id())?;
-        if let Some(record) = self.desk.shown() {
-            self.desk.show(Record { stage: Stage::Born, ..record });
-        }
-        if status.learner {
-            let url = peer_url(self.desired.ip()?);
-            let waiting = |error: &anyhow::Error, _| board.waiting(format!("etcd here to get its vote: {error:#}"));
-            retry(Policy::PROMPT, waiting, async || {
-                let replacement = self.replacement(client, &url);
-                let lock = match lock {
-                    Some(lock) => lock,
-                    None => replacement.lock().await.map_err(transient)?,
-                };
-                replacement.promote(lock).await.map_err(transient)
-            })
-            .await?;
-            tracing::info!("etcd here has caught up and votes");
-        }
-        if let Some(lock) = lock {
-            client.revoke(lock).await?;
-        }
-        self.write_environment(InitialState::Existing, &spec.seeds)?;
-        board.update(|status| status.error = None);
-        board.waited();
-        Ok(())
     }
 
     /// What a power cut left of a founding or a copy; not while Patroni is at it.

@@ -18,11 +18,6 @@ const SECURE_KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
 const SECURE_PASSPHRASE: &str = "pass:snakeoil";
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Whether to try machines beyond those that every run has time for (`PGKILN_TEST_MACHINES=all`).
-pub fn all() -> bool {
-    std::env::var("PGKILN_TEST_MACHINES").is_ok_and(|value| value == "all")
-}
-
 /// A machine that is off: what is in it.
 pub struct Machine {
     dir: PathBuf,

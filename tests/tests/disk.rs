@@ -67,11 +67,8 @@ fn a_disk_boots_verified_becomes_a_node_and_keeps_its_data_and_identity() -> Res
 }
 
 #[test]
-#[ignore = "needs root, QEMU, a minute, and PGKILN_TEST_MACHINES=all"]
+#[ignore = "needs root, QEMU, a minute: `cargo selftest --machines`"]
 fn a_drive_with_sectors_of_4096_bytes_boots() -> Result {
-    if !qemu::all() {
-        return Ok(());
-    }
     let work = scratch()?;
     let Some(disk) = baked(work.path(), Format::Raw4k, None)? else { return Ok(()) };
     let machine = Machine::new(&work.path().join("machine"), &disk)?.sector(4096);

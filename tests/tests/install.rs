@@ -10,7 +10,7 @@ use pgkiln::digest::Sha256;
 use pgkiln::tool::{Cmd, Tool};
 use pgkiln_tests::disk::{seed, value};
 use pgkiln_tests::memory::{baked, loaded, output};
-use pgkiln_tests::qemu::{self, Machine};
+use pgkiln_tests::qemu::Machine;
 
 #[path = "../../firstboot/src/install/signatures.rs"]
 #[allow(dead_code, reason = "the unit tests use all of them")]
@@ -46,11 +46,8 @@ fn blank(path: &Path, bytes: u64) -> Result<PathBuf> {
 }
 
 #[test]
-#[ignore = "needs root, QEMU, six minutes, and PGKILN_TEST_MACHINES=all"]
+#[ignore = "needs root, QEMU, six minutes: `cargo selftest --machines`"]
 fn a_cd_installs_even_after_a_power_cut_and_the_disk_alone_becomes_a_node() -> Result {
-    if !qemu::all() {
-        return Ok(());
-    }
     let Some(outputs) = baked()? else { return Ok(()) };
     let work = scratch()?;
     let disk = blank(&work.path().join("disk.raw"), ROOM)?;
@@ -106,11 +103,8 @@ fn with_a_database(path: &Path) -> Result<PathBuf> {
 }
 
 #[test]
-#[ignore = "needs root, QEMU, three minutes, and PGKILN_TEST_MACHINES=all"]
+#[ignore = "needs root, QEMU, three minutes: `cargo selftest --machines`"]
 fn nothing_is_installed_where_something_is_or_where_there_is_a_choice() -> Result {
-    if !qemu::all() {
-        return Ok(());
-    }
     let Some(outputs) = baked()? else { return Ok(()) };
     let work = scratch()?;
     let place = |name: &str| work.path().join(name);

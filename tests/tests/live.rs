@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use pgkiln_tests::disk::{seed, value};
 use pgkiln_tests::memory::{baked, loaded};
-use pgkiln_tests::qemu::{self, Kernel, Machine};
+use pgkiln_tests::qemu::{Kernel, Machine};
 
 type Result<T = ()> = anyhow::Result<T>;
 
@@ -36,11 +36,8 @@ fn blank(path: &Path, bytes: u64) -> Result {
 }
 
 #[test]
-#[ignore = "needs root, QEMU, three minutes, and PGKILN_TEST_MACHINES=all"]
+#[ignore = "needs root, QEMU, three minutes: `cargo selftest --machines`"]
 fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
-    if !qemu::all() {
-        return Ok(());
-    }
     let Some(outputs) = baked()? else { return Ok(()) };
     let work = scratch()?;
     let disk = work.path().join("disk.raw");
@@ -67,11 +64,8 @@ fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
 }
 
 #[test]
-#[ignore = "needs root, QEMU, a minute, and PGKILN_TEST_MACHINES=all"]
+#[ignore = "needs root, QEMU, a minute: `cargo selftest --machines`"]
 fn a_live_node_says_what_it_lacks() -> Result {
-    if !qemu::all() {
-        return Ok(());
-    }
     let Some(outputs) = baked()? else { return Ok(()) };
     let work = scratch()?;
     let disk = work.path().join("disk.raw");

@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use firstboot::spec::Rto;
-use pgkiln::bake;
-use pgkiln::cli::default_cache_dir;
 use pgkiln::cluster::{self, Cluster};
-use pgkiln::outputs::Format;
-use pgkiln::progress::Ui;
 use pgkiln::tool::{Cmd, Running, table};
-use pgkiln_tests::qemu::{self, Machine, Port};
-use pgkiln_tests::{binary, image, workspace};
+use pgkiln_tests::binary;
+use pgkiln_tests::disk::value;
+use pgkiln_tests::memory::{baked, output};
+use pgkiln_tests::qemu::{Booted, Machine, Port};
 
 type Result<T = ()> = anyhow::Result<T>;
 
@@ -101,20 +99,6 @@ impl Drop for Network {
     }
 }
 
-fn baked() -> Result<Option<PathBuf>> {
-    if image::baked().is_none() {
-        return Ok(None);
-    }
-    let out = workspace::root().join("target/selftest/debian-13-live");
-    let options = bake::Options {
-        formats: Some(vec![Format::Pxe]),
-        relock: true,
-        ..bake::Options::new(workspace::image("debian-13"), out.clone())
-    };
-    bake::bake(&options, &Ui::silent(default_cache_dir()))?;
-    Ok(Some(out))
-}
-
 fn cluster_of_one(dir: &Path) -> Result<Cluster> {
     let options = cluster::Options {
         name: "orders".to_owned(),
@@ -129,74 +113,115 @@ fn cluster_of_one(dir: &Path) -> Result<Cluster> {
     cluster::create(dir, definition)
 }
 
-fn value<'a>(console: &'a str, name: &str) -> &'a str {
-    let found = console.lines().rev().find_map(|line| Some(line.split_once(&format!("probe-{name}="))?.1));
-    found.unwrap_or_default().trim()
+/// A network with a DHCP server, and a cluster of one machine that is known to `pgkiln netboot`.
+struct Rack {
+    network: Network,
+    cluster: Cluster,
+    log: PathBuf,
+    work: tempfile::TempDir,
+}
+
+impl Rack {
+    /// Serving; nothing without a test image.
+    fn new(words: &[&str]) -> Result<Option<Self>> {
+        let Some(outputs) = baked()? else { return Ok(None) };
+        let set = output(&outputs, ".ipxe")?.parent().context("the directory of the set")?;
+        let work = tempfile::Builder::new().prefix("pgkiln-netboot-").tempdir_in("/var/tmp")?;
+        let mut network = Network::new(work.path())?;
+        network.dhcp()?;
+        let cluster = cluster_of_one(&work.path().join("cluster"))?;
+        let netboot = binary::pgkiln().args(["--json", "netboot"]).arg(set).arg("--cluster").arg(cluster.dir());
+        let netboot = netboot.args(["--dhcp", "proxy", "--interface", "br0", "--append", "pgkiln.failure=poweroff"]);
+        let log = network.start(&network.near(), "netboot.log", netboot.args(words))?;
+        let rack = Self { network, cluster, log, work };
+        for _ in 0..100 {
+            if rack.said()?.contains("\"event\":\"serving\"") {
+                return Ok(Some(rack));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        anyhow::bail!("pgkiln netboot does not serve: {}", rack.said()?)
+    }
+
+    fn said(&self) -> Result<String> {
+        Ok(fs_err::read_to_string(&self.log)?)
+    }
+
+    /// The machine, with a blank disk.
+    fn machine(&self, disk: u64) -> Result<Machine> {
+        let path = self.work.path().join("disk.raw");
+        fs_err::File::create(&path)?.set_len(disk)?;
+        let port = Port { namespace: self.network.near(), tap: "tap0".to_owned(), mac: MAC.to_owned() };
+        Ok(Machine::new(&self.work.path().join("machine"), &path)?.memory(2048).plugged_into(port).probe(LOOK))
+    }
+
+    /// Brings the machine that waits its secrets, and lets it become good.
+    fn form(&self, booted: &mut Booted) -> Result<String> {
+        let told = |error: anyhow::Error| {
+            let said = self.said().unwrap_or_default();
+            error.context(format!("pgkiln netboot said:\n{said}"))
+        };
+        booted.wait_for("waiting for `pgkiln cluster form orders`", LIMIT).map_err(told)?;
+        let form = binary::pgkiln().args(["cluster", "form"]).arg(self.cluster.dir()).args(["--wait", "120"]);
+        Network::inside(&self.network.near(), form).run()?;
+        let console = booted.wait_for_end(LIMIT).map_err(told)?;
+        assert_eq!((value(&console, "failed"), value(&console, "sql")), ("[]", "42"), "{console}");
+        assert!(value(&console, "address").contains("10.93.0.15/24"), "{console}");
+        Ok(console)
+    }
+
+    /// It stops in order, and its dnsmasq with it; everything a machine needs was asked for.
+    fn stop(&mut self) -> Result {
+        let mut netboot = self.network.running.pop().context("pgkiln netboot")?;
+        nix::sys::signal::kill(netboot.pid(), nix::sys::signal::Signal::SIGTERM)?;
+        ensure!(netboot.wait()?.success(), "pgkiln netboot did not stop in order");
+        let said = self.said()?;
+        for path in
+            ["/boot.ipxe", "/ipxe/52-54-00-12-34-56", ".vmlinuz", ".initrd", ".root.cpio", "/user-data", "/meta-data"]
+        {
+            let served = said.lines().any(|line| line.contains("\"event\":\"request\"") && line.contains(path));
+            ensure!(served, "{path} was not asked for:\n{said}");
+        }
+        ensure!(said.contains("netboot: stopped"), "{said}");
+        Ok(())
+    }
 }
 
 fn boots(bios: bool) -> Result {
-    if !qemu::all() {
-        return Ok(());
-    }
-    let Some(set) = baked()? else { return Ok(()) };
-    let work = tempfile::Builder::new().prefix("pgkiln-netboot-").tempdir_in("/var/tmp")?;
-    let mut network = Network::new(work.path())?;
-    network.dhcp()?;
-    let dir = work.path().join("cluster");
-    let cluster = cluster_of_one(&dir)?;
-    let netboot = binary::pgkiln().args(["--json", "netboot"]).arg(&set).arg("--cluster").arg(cluster.dir());
-    let netboot = netboot.args(["--dhcp", "proxy", "--interface", "br0", "--append", "pgkiln.failure=poweroff"]);
-    let log = network.start(&network.near(), "netboot.log", netboot)?;
-    let serves = || fs_err::read_to_string(&log).is_ok_and(|said| said.contains("\"event\":\"serving\""));
-    for _ in 0..100 {
-        std::thread::sleep(Duration::from_millis(if serves() { 0 } else { 100 }));
-    }
-    ensure!(serves(), "pgkiln netboot does not serve: {}", fs_err::read_to_string(&log)?);
-
-    let disk = work.path().join("disk.raw");
-    fs_err::File::create(&disk)?.set_len(2 << 30)?;
-    let port = Port { namespace: network.near(), tap: "tap0".to_owned(), mac: MAC.to_owned() };
-    let machine = Machine::new(&work.path().join("machine"), &disk)?.memory(1536).plugged_into(port).probe(LOOK);
+    let Some(mut rack) = Rack::new(&[])? else { return Ok(()) };
+    let machine = rack.machine(2 << 30)?;
     let machine = if bios { machine.bios() } else { machine };
-    let mut booted = machine.boot()?;
-    let told = |error: anyhow::Error| {
-        let log = fs_err::read_to_string(&log).unwrap_or_default();
-        error.context(format!("pgkiln netboot said:\n{log}"))
-    };
-    booted.wait_for("waiting for `pgkiln cluster form orders`", LIMIT).map_err(told)?;
-    let form = binary::pgkiln().args(["cluster", "form"]).arg(cluster.dir()).args(["--wait", "120"]);
-    Network::inside(&network.near(), form).run()?;
-    let console = booted.wait_for_end(LIMIT).map_err(told)?;
-    assert_eq!((value(&console, "failed"), value(&console, "sql")), ("[]", "42"), "{console}");
-    assert!(value(&console, "address").contains("10.93.0.15/24"), "{console}");
+    let console = rack.form(&mut machine.boot()?)?;
     assert!(!value(&console, "address").contains("10.93.0.1/") && !value(&console, "dhcp").contains("pgkiln-seed"));
     assert!(value(&console, "source").contains("http://10.93.0.1:8080/seed/52-54-00-12-34-56/"), "{console}");
-
-    // It stops in order, and its dnsmasq with it.
-    let netboot = network.running.last_mut().context("pgkiln netboot")?;
-    nix::sys::signal::kill(netboot.pid(), nix::sys::signal::Signal::SIGTERM)?;
-    ensure!(netboot.wait()?.success(), "pgkiln netboot did not stop in order");
-    let said = fs_err::read_to_string(&log)?;
-    for path in
-        ["/boot.ipxe", "/ipxe/52-54-00-12-34-56", ".vmlinuz", ".initrd", ".root.cpio", "/user-data", "/meta-data"]
-    {
-        let served = said.lines().any(|line| line.contains("\"event\":\"request\"") && line.contains(path));
-        ensure!(served, "{path} was not asked for:\n{said}");
-    }
-    ensure!(said.contains("netboot: stopped"), "{said}");
-    let left = Cmd::new(&table::IP).args(["netns", "pids", &network.near()]).text()?;
+    rack.stop()?;
+    let left = Cmd::new(&table::IP).args(["netns", "pids", &rack.network.near()]).text()?;
     ensure!(left.trim().is_empty(), "still running: {left}");
     Ok(())
 }
 
 #[test]
-#[ignore = "needs root, QEMU, some minutes, and PGKILN_TEST_MACHINES=all"]
+#[ignore = "needs root, QEMU, some minutes: `cargo selftest --machines`"]
 fn a_machine_with_bios_boots_from_what_is_served() -> Result {
     boots(true)
 }
 
 #[test]
-#[ignore = "needs root, QEMU, some minutes, and PGKILN_TEST_MACHINES=all"]
+#[ignore = "needs root, QEMU, some minutes: `cargo selftest --machines`"]
 fn a_machine_with_uefi_boots_from_what_is_served() -> Result {
     boots(false)
+}
+
+#[test]
+#[ignore = "needs root, QEMU, some minutes: `cargo selftest --machines`"]
+fn a_machine_installs_itself_from_what_is_served_and_then_needs_no_server() -> Result {
+    let Some(mut rack) = Rack::new(&["--install", "pg-1"])? else { return Ok(()) };
+    let machine = rack.machine(6 << 30)?;
+    let console = machine.boot()?.wait_for_end(LIMIT)?;
+    ensure!(console.contains("on /dev/vda (6.0 GiB, serial DISK1): every byte read back"), "{console}");
+    rack.stop()?;
+    // The firmware still asks the network first; nobody answers, so it starts the disk.
+    let console = rack.form(&mut machine.boot()?)?;
+    assert_eq!(value(&console, "source"), "", "{console}");
+    Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod leaf;
 mod roles;
+mod signatures;
 mod tls;
 
 pub use leaf::{

@@ -23,6 +23,9 @@ struct Args {
     /// Leave out what needs root and the baked image
     #[arg(long)]
     fast: bool,
+    /// Also boot the machines that not every run has time for: installer, network boot, live nodes, updates of a disk
+    #[arg(long, conflicts_with = "fast")]
+    machines: bool,
     /// Further arguments for `cargo nextest run`, for instance a test's name
     #[arg(last = true)]
     test_args: Vec<String>,
@@ -77,7 +80,8 @@ fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
         run.env(image::HAPROXY_VARIABLE, tree.join("usr/sbin/haproxy"))
     };
     // `ignored` are those that `cargo test` alone could not run: root, and minutes each.
-    let passed = tests().args(["--run-ignored", "all"]).args(&own).interactive()?.success();
+    let profile = if args.machines { "machines" } else { "default" };
+    let passed = tests().args(["--run-ignored", "all", "--profile", profile]).args(&own).interactive()?.success();
     Ok(passed && (!own.is_empty() || cargo(&["test", "--doc"]).interactive()?.success()))
 }
 
