@@ -166,6 +166,11 @@ fn apt_install(packages: &[&str], ui: &Ui) -> anyhow::Result<()> {
     }
     let install = ["--quiet", "--yes", "--no-install-recommends", "install"];
     let args: Vec<&str> = install.iter().chain(packages).copied().collect();
+    let plan = Cmd::new(&table::APT_GET).arg("--simulate").args(&args).captured()?;
+    let removed = removals(&String::from_utf8_lossy(&plan.stdout)).join(", ");
+    if !removed.is_empty() {
+        ui.warn(format!("apt takes away what does not go with these packages: {removed}"));
+    }
     if apt(&args).is_err() {
         // Lists older than the mirror name versions that are gone; fresh ones don't.
         apt(&["--quiet", "update"])?;
@@ -173,4 +178,22 @@ fn apt_install(packages: &[&str], ui: &Ui) -> anyhow::Result<()> {
     }
     step.done();
     Ok(())
+}
+
+/// What a simulated run would remove (apt-get(8): `Remv`).
+fn removals(plan: &str) -> Vec<&str> {
+    plan.lines().filter_map(|line| line.strip_prefix("Remv ")?.split_whitespace().next()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_apt_would_take_away_is_read_from_its_plan() {
+        let plan = "Reading package lists...\nThe following packages will be REMOVED:\n  qemu-utils\n\
+                    Remv qemu-utils [1:10.0.2+ds-2] [qemu-block-extra:amd64 ]\nInst ovmf (2022.11-6 Debian:12 [all])\n";
+        assert_eq!(removals(plan), ["qemu-utils"]);
+        assert!(removals("Inst ovmf (2022.11-6)\n").is_empty());
+    }
 }
