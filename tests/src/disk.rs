@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
 use pgkiln::bake;
 use pgkiln::cli::default_cache_dir;
 use pgkiln::cluster::{self, SeedFormat};
@@ -23,20 +24,47 @@ const BYTES: u64 = 6 << 30;
 pub const RUN_VOLUME: &str =
     "mkdir -p /run/set; until mount -o ro LABEL=SETS /run/set; do sleep 1; done; exec sh /run/set/probe";
 
-/// Bakes `debian-13` as a disk, and copies it into `dir`. The copy, and the version on it.
+/// Bakes `debian-13` as a raw disk, and copies it into `dir`. The copy, and the version on it.
 pub fn bake(dir: &Path, format: Format, keys: Option<Keys>) -> anyhow::Result<(PathBuf, String)> {
-    let out = workspace::root().join("target/selftest/debian-13-disk");
+    let baked = outputs("disk", &[format], keys)?;
+    let target = dir.join("disk.raw");
+    qemu::disk(baked.file(".raw")?, &target, BYTES)?;
+    Ok((target, baked.version))
+}
+
+/// What the image was baked to.
+#[derive(Debug)]
+pub struct Outputs {
+    /// The files.
+    pub files: Vec<PathBuf>,
+    /// The version they are of.
+    pub version: String,
+    /// Held until they are no longer needed: tests beside this one bake into the same directory.
+    _directory: Flock<std::fs::File>,
+}
+
+impl Outputs {
+    /// The file whose name ends like this.
+    pub fn file(&self, ending: &str) -> anyhow::Result<&Path> {
+        let found = self.files.iter().find(|path| path.to_string_lossy().ends_with(ending));
+        found.map(PathBuf::as_path).with_context(|| format!("no *{ending} among {:?}", self.files))
+    }
+}
+
+/// Bakes `debian-13` in these formats, into the directory for this `purpose`; waits for whoever has that.
+pub fn outputs(purpose: &str, formats: &[Format], keys: Option<Keys>) -> anyhow::Result<Outputs> {
+    let out = workspace::root().join(format!("target/selftest/debian-13-{purpose}"));
+    fs_err::create_dir_all(&out)?;
+    let lock = fs_err::File::create(out.with_extension("lock"))?.into_parts().0;
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     let options = bake::Options {
-        formats: Some(vec![format]),
+        formats: Some(formats.to_vec()),
         secure_boot: keys,
         relock: true,
         ..bake::Options::new(workspace::image("debian-13"), out)
     };
     let baked = bake::bake(&options, &Ui::silent(default_cache_dir()))?;
-    let raw = baked.outputs.iter().find(|path| path.extension().is_some_and(|extension| extension == "raw"));
-    let target = dir.join("disk.raw");
-    qemu::disk(raw.context("a raw disk")?, &target, BYTES)?;
-    Ok((target, baked.version))
+    Ok(Outputs { files: baked.outputs, version: baked.version, _directory: lock })
 }
 
 /// A seed of a cluster of one, at the address QEMU's network has for it.

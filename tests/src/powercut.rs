@@ -16,6 +16,9 @@ use crate::random::SplitMix;
 
 /// From power to the machine's end.
 const LIMIT: Duration = Duration::from_secs(900);
+/// What both take an emulated machine on a quiet host; on a busy one cuts come earlier than they might.
+const BOOT: Duration = Duration::from_secs(70);
+const UPDATE: Duration = Duration::from_secs(20);
 /// Every so many runs it is a first boot whose power fails.
 const FIRST_BOOT: u64 = 3;
 
@@ -40,46 +43,61 @@ echo update > /var/step
 systemctl poweroff
 "#;
 
-/// A node that is good and off, and what its next boots need.
+/// A machine that is off, and what its boots need.
 pub struct Prepared {
     dir: tempfile::TempDir,
     fresh: PathBuf,
-    formed: PathBuf,
     seed: PathBuf,
     sets: PathBuf,
     versions: [String; 2],
-    /// From power to good, and the update itself.
+    /// From power to good, and the update itself: cuts are made within these.
     boot: Duration,
     update: Duration,
 }
 
+/// The same after its first boot.
+pub struct Formed {
+    prepared: Prepared,
+    disk: PathBuf,
+}
+
 impl Prepared {
-    /// Boots a node for the first time, and measures an update that nothing disturbs.
+    /// Bakes a disk and its next version.
     pub fn new() -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("pgkiln-powercut-").tempdir_in("/var/tmp")?;
         let [good, _]: [Next; 2] = next::bake()?;
         let (fresh, version) = disk::bake(dir.path(), Format::Raw, None)?;
-        let mut prepared = Self {
+        Ok(Self {
             seed: disk::seed(dir.path())?,
             sets: disk::volume(dir.path(), &[("good", &good)], PROBE)?,
-            formed: dir.path().join("formed.raw"),
             versions: [version, good.version],
             fresh,
             dir,
-            boot: Duration::ZERO,
-            update: Duration::ZERO,
-        };
+            boot: BOOT,
+            update: UPDATE,
+        })
+    }
+
+    /// Boots a node for the first time, and measures that and an update that nothing disturbs.
+    pub fn measured(mut self) -> anyhow::Result<Formed> {
+        let disk = self.dir.path().join("formed.raw");
+        copy(&self.fresh, &disk)?;
         let started = Instant::now();
-        copy(&prepared.fresh, &prepared.formed)?;
-        prepared.look(&prepared.formed)?;
-        prepared.boot = started.elapsed();
-        let disk = prepared.copy(&prepared.formed)?;
-        let mut booted = prepared.machine(&disk)?.boot()?;
+        self.look(&disk)?;
+        self.boot = started.elapsed();
+        let tried = self.copy(&disk)?;
+        let mut booted = self.machine(&tried)?.boot()?;
         booted.wait_for("probe-begin=", LIMIT)?;
         let started = Instant::now();
         booted.wait_for("probe-end=", LIMIT)?;
-        prepared.update = started.elapsed();
-        Ok(prepared)
+        self.update = started.elapsed();
+        Ok(Formed { prepared: self, disk })
+    }
+
+    /// Two cuts of one machine: of its first boot, and then of an update. What they were, and which version came up.
+    pub fn first_boot_and_update(&self, random: &mut SplitMix) -> anyhow::Result<String> {
+        let disk = self.copy(&self.fresh)?;
+        Ok([self.first_boot(&disk, random)?, self.update(&disk, random)?].join("; "))
     }
 
     fn machine(&self, disk: &Path) -> anyhow::Result<Machine> {
@@ -102,38 +120,50 @@ impl Prepared {
         Ok(version)
     }
 
-    /// One power cut. What it was, and which version came up.
-    pub fn run(&self, number: u64) -> anyhow::Result<String> {
-        let mut random = SplitMix(number);
-        let mut within = |longest: Duration| longest.mul_f64(random.below(1000) as f64 / 1000.0);
-        if number.is_multiple_of(FIRST_BOOT) {
-            let disk = self.copy(&self.fresh)?;
-            let moment = within(self.boot);
-            let booted = self.machine(&disk)?.boot()?;
-            std::thread::sleep(moment);
-            drop(booted);
-            let version = self.look(&disk)?;
-            ensure!(version == self.versions[0], "{version} runs after a first boot");
-            return Ok(format!("first boot cut after {:.1}s", moment.as_secs_f64()));
-        }
-        let disk = self.copy(&self.formed)?;
-        let moment = within(self.update + self.update / 10);
-        let mut booted = self.machine(&disk)?.boot()?;
+    /// Cuts the first boot of a disk, and boots it again.
+    fn first_boot(&self, disk: &Path, random: &mut SplitMix) -> anyhow::Result<String> {
+        let moment = within(self.boot, random);
+        let booted = self.machine(disk)?.boot()?;
+        std::thread::sleep(moment);
+        drop(booted);
+        let version = self.look(disk)?;
+        ensure!(version == self.versions[0], "{version} runs after a first boot");
+        Ok(format!("first boot cut after {:.1}s", moment.as_secs_f64()))
+    }
+
+    /// Cuts an update of a disk that is a good node, and boots it again.
+    fn update(&self, disk: &Path, random: &mut SplitMix) -> anyhow::Result<String> {
+        let moment = within(self.update + self.update / 10, random);
+        let mut booted = self.machine(disk)?.boot()?;
         booted.wait_for("probe-begin=", LIMIT)?;
         std::thread::sleep(moment);
         drop(booted);
-        let version = self.look(&disk)?;
+        let version = self.look(disk)?;
         let which = if version == self.versions[0] { "the version before" } else { "the new version" };
-        let of = self.update.as_secs_f64();
-        Ok(format!("update cut after {:.1}s of {of:.1}s: {which}", moment.as_secs_f64()))
+        Ok(format!("update cut after {:.1}s: {which}", moment.as_secs_f64()))
     }
 }
 
-impl std::fmt::Display for Prepared {
+impl Formed {
+    /// One power cut. What it was, and which version came up.
+    pub fn run(&self, number: u64) -> anyhow::Result<String> {
+        let (prepared, mut random) = (&self.prepared, SplitMix(number));
+        if number.is_multiple_of(FIRST_BOOT) {
+            return prepared.first_boot(&prepared.copy(&prepared.fresh)?, &mut random);
+        }
+        prepared.update(&prepared.copy(&self.disk)?, &mut random)
+    }
+}
+
+impl std::fmt::Display for Formed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (boot, update) = (self.boot.as_secs_f64(), self.update.as_secs_f64());
+        let (boot, update) = (self.prepared.boot.as_secs_f64(), self.prepared.update.as_secs_f64());
         write!(f, "undisturbed: a first boot takes {boot:.1}s, an update {update:.1}s")
     }
+}
+
+fn within(longest: Duration, random: &mut SplitMix) -> Duration {
+    longest.mul_f64(random.below(1000) as f64 / 1000.0)
 }
 
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use base64::Engine as _;
+use pgkiln::disk::secure_boot::Keys;
 use pgkiln::lab;
 use pgkiln::tool::{Cmd, Running, table};
 
 /// The certificate of the test key in the memory of firmware that enforces Secure Boot (package ovmf).
-pub const SECURE_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
+const SECURE_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
 const SECURE_KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
 const SECURE_PASSPHRASE: &str = "pass:snakeoil";
 const PAUSE: Duration = Duration::from_millis(200);
@@ -31,6 +32,7 @@ pub struct Machine {
     board: lab::Machine,
     bios: bool,
     kernel: Option<Kernel>,
+    words: Option<String>,
     port: Option<Port>,
 }
 
@@ -64,8 +66,8 @@ impl Machine {
         fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
         let (dir, disk) = (dir.to_owned(), disk.to_owned());
         let (seed, volume, medium, more, probe, kernel) = (None, None, None, Vec::new(), None, None);
-        let port = None;
-        Ok(Self { dir, disk, seed, volume, medium, more, probe, sector: 512, board, bios: false, kernel, port })
+        let (words, port) = (None, None);
+        Ok(Self { dir, disk, seed, volume, medium, more, probe, sector: 512, board, bios: false, kernel, words, port })
     }
 
     /// With BIOS firmware.
@@ -89,6 +91,14 @@ impl Machine {
         self
     }
 
+    /// With more words for the kernel, which the kernel image's stub takes from the firmware (systemd-stub(7)) unless Secure
+    /// Boot is on.
+    #[must_use]
+    pub fn words(mut self, words: &str) -> Self {
+        self.words = Some(words.to_owned());
+        self
+    }
+
     /// Booted by its firmware over the network.
     #[must_use]
     pub fn plugged_into(mut self, port: Port) -> Self {
@@ -96,7 +106,7 @@ impl Machine {
         self
     }
 
-    /// With firmware that starts only what [`secure_key`] has signed.
+    /// With firmware that starts only what [`secure_keys`] has signed.
     pub fn secure(mut self) -> anyhow::Result<Self> {
         self.board.secure_boot = true;
         fs_err::copy(lab::variables(&self.board), self.dir.join("variables.fd"))?;
@@ -193,6 +203,10 @@ impl Machine {
             cmd = cmd.arg("-drive").arg(drive(&format!("disk{number}"), disk, ",cache=unsafe"));
             cmd = cmd.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},serial=DISK{number}"));
         }
+        if let Some(words) = &self.words {
+            let value = escaped(&format!("io.systemd.stub.kernel-cmdline-extra={words}"));
+            cmd = cmd.arg("-smbios").arg(format!("type=11,value={value}"));
+        }
         if let Some(script) = &self.probe {
             let unit = self.dir.join("probe.service");
             fs_err::write(&unit, probe_unit(script))?;
@@ -208,6 +222,11 @@ impl Machine {
         let running = cmd.dies_with_us().spawn_logged(&log)?;
         Ok(Booted { running, console })
     }
+}
+
+/// A value within a list that QEMU takes apart at commas.
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
 }
 
 fn sectors(bytes: u32) -> String {
@@ -268,10 +287,12 @@ fn tail(text: &str) -> String {
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
 
-/// Writes the key that [`Machine::secure`] believes.
-pub fn secure_key(to: &Path) -> anyhow::Result<()> {
+/// The keys that [`Machine::secure`] believes; the private one is put into `dir`.
+pub fn secure_keys(dir: &Path) -> anyhow::Result<Keys> {
+    let key = dir.join("key.pem");
     let from = ["pkcs8", "-topk8", "-nocrypt", "-passin", SECURE_PASSPHRASE, "-in", SECURE_KEY];
-    Cmd::new(&table::OPENSSL).args(from).arg("-out").arg(to).run()
+    Cmd::new(&table::OPENSSL).args(from).arg("-out").arg(&key).run()?;
+    Ok(Keys { key, certificate: SECURE_CERTIFICATE.into() })
 }
 
 /// A copy of a raw image that keeps its holes, grown to `bytes`: what an operator's virtual disk is.

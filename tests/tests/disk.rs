@@ -120,14 +120,11 @@ fn an_altered_disk_serves_nothing_and_says_why() -> Result {
 #[ignore = "needs root, QEMU and a minute"]
 fn under_secure_boot_only_a_signed_disk_starts() -> Result {
     let work = scratch()?;
-    let key = work.path().join("key.pem");
     let Some(unsigned) = disk(work.path())? else { return Ok(()) };
     let machine = |name: &str, disk: &Path| Machine::new(&work.path().join(name), disk)?.secure();
     machine("refuses", &unsigned)?.boot()?.wait_for("Access Denied", LIMIT)?;
 
-    qemu::secure_key(&key)?;
-    let keys = Keys { key, certificate: qemu::SECURE_CERTIFICATE.into() };
-    let signed = baked(work.path(), Format::Raw, Some(keys))?.context("a disk")?;
+    let signed = baked(work.path(), Format::Raw, Some(qemu::secure_keys(work.path())?))?.context("a disk")?;
     let said = machine("starts", &signed)?.boot()?.wait_for("verified root is ready", LIMIT)?;
     assert!(said.contains("Secure Boot is enabled"), "{said}");
     Ok(())

@@ -12,7 +12,7 @@ use pgkiln::cluster::{self, Cluster};
 use pgkiln::tool::{Cmd, Running, table};
 use pgkiln_tests::binary;
 use pgkiln_tests::disk::value;
-use pgkiln_tests::memory::{baked, output};
+use pgkiln_tests::memory::baked;
 use pgkiln_tests::qemu::{Booted, Machine, Port};
 
 type Result<T = ()> = anyhow::Result<T>;
@@ -125,7 +125,7 @@ impl Rack {
     /// Serving; nothing without a test image.
     fn new(words: &[&str]) -> Result<Option<Self>> {
         let Some(outputs) = baked()? else { return Ok(None) };
-        let set = output(&outputs, ".ipxe")?.parent().context("the directory of the set")?;
+        let set = outputs.file(".ipxe")?.parent().context("the directory of the set")?;
         let work = tempfile::Builder::new().prefix("pgkiln-netboot-").tempdir_in("/var/tmp")?;
         let mut network = Network::new(work.path())?;
         network.dhcp()?;

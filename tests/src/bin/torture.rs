@@ -217,7 +217,7 @@ fn main() -> anyhow::Result<()> {
             ledger.run(&Vec::from_iter(1..=count), 1, stopwatch(|number| prepared.run(number))).map(drop)
         }
         What::Update { count } => {
-            let prepared = powercut::Prepared::new()?;
+            let prepared = powercut::Prepared::new()?.measured()?;
             println!("{prepared}");
             let ledger = Ledger::open("update", cli.fresh)?;
             ledger.run(&Vec::from_iter(1..=count), 1, stopwatch(|number| prepared.run(number))).map(drop)

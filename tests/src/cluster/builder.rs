@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use pgkiln::cluster::{self, Definition, SeedFormat};
-use pgkiln::lab::{Lab, NodeOptions, Options};
+use pgkiln::lab::{self, Engine, Lab, Machine, NodeOptions, Options};
 
 use super::{PUBLISHED, TestCluster, definition, unique_name};
 
@@ -23,12 +23,14 @@ pub struct Builder {
     seeded: bool,
     secrets: bool,
     image: Option<PathBuf>,
+    machine: Option<Machine>,
     change: Box<dyn FnOnce(&mut Definition)>,
 }
 
 impl Default for Builder {
     fn default() -> Self {
-        Self { name: "test", nodes: 3, start: true, seeded: true, secrets: true, image: None, change: Box::new(|_| {}) }
+        let change = Box::new(|_: &mut Definition| {});
+        Self { name: "test", nodes: 3, start: true, seeded: true, secrets: true, image: None, machine: None, change }
     }
 }
 
@@ -75,6 +77,13 @@ impl Builder {
         self
     }
 
+    /// Boots the image, which is a disk, in machines with firmware and a kernel of their own.
+    #[must_use]
+    pub fn machine(mut self, machine: Machine) -> Self {
+        self.machine = Some(machine);
+        self
+    }
+
     /// Changes the definition before the operator's directory is made.
     #[must_use]
     pub fn define(mut self, change: impl FnOnce(&mut Definition) + 'static) -> Self {
@@ -88,11 +97,18 @@ impl Builder {
         let dir = tempfile::Builder::new().prefix("pgkiln-test-").tempdir_in("/var/tmp")?;
         let mut definition = definition(self.nodes)?;
         (self.change)(&mut definition);
+        let key = dir.path().join("ssh-key");
+        if self.machine.is_some() {
+            definition.ssh_authorized_keys.push(lab::make_ssh_key(&key)?);
+        }
         let cluster = cluster::create(&dir.path().join("cluster"), definition)?;
         let state_dir = dir.path().join("lab");
         let mut options = Options::new(unique_name(self.name), image, cluster.definition.subnet);
         options.state_dir.clone_from(&state_dir);
         options.program = Some(crate::binary::pgkiln_path());
+        if let Some(machine) = self.machine {
+            (options.engine, options.machine, options.ssh_key) = (Engine::Qemu, machine, Some(key));
+        }
         fs_err::create_dir(dir.path().join("seeds"))?;
         for node in &cluster.definition.nodes {
             let seed = dir.path().join("seeds").join(&node.slot);
