@@ -31,6 +31,16 @@ impl Local {
         self.state == "running" && matches!(self.role.as_str(), "primary" | "master")
     }
 
+    /// False if PostgreSQL was to be started here and did not (states of Patroni, `postgresql/__init__.py`); that it is being started once
+    /// more says nothing either way.
+    pub fn starts(&self) -> Option<bool> {
+        match self.state.as_str() {
+            "start failed" | "restart failed" | "crashed" => Some(false),
+            "starting" | "restarting" | "stopping" | "stopped" => None,
+            _ => Some(true),
+        }
+    }
+
     /// Whether it follows.
     pub fn follows(&self) -> bool {
         let streaming = self.replication_state.as_deref().is_none_or(|state| state == "streaming");

@@ -11,6 +11,7 @@ use crate::patroni::Local;
 use crate::problem::Problem;
 use crate::status::{Status, Verdict};
 use crate::tool;
+use crate::update::loader::Entry;
 use crate::update::tries;
 
 /// A service restarted this often without success does not start here.
@@ -23,6 +24,8 @@ pub struct Health {
     pub etcd: Option<String>,
     /// What Patroni says, or why it does not.
     pub patroni: Option<Result<Local, String>>,
+    /// Whether PostgreSQL has not started for so long that it will not, here and with this image.
+    pub postgres_does_not_start: bool,
     /// Whether this node leads a cluster that may lose nothing and no standby may take over from it yet.
     pub irreplaceable: bool,
     /// Why HAProxy does not accept connections; `None`: it does.
@@ -56,6 +59,10 @@ impl Unit {
 pub fn judge(health: &Health) -> (Verdict, Option<String>) {
     if let Some(unit) = health.failing.iter().find(|unit| unit.cannot_start()) {
         return (Verdict::Bad, Some(format!("{0} does not start; see `journalctl -b -u {0}`", unit.name)));
+    }
+    if health.postgres_does_not_start {
+        let why = "PostgreSQL does not start; see `journalctl -b -u patroni`";
+        return (Verdict::Bad, Some(why.to_owned()));
     }
     if let Some(why) = &health.etcd {
         return (Verdict::Undecided, Some(format!("etcd's quorum: {why}")));
@@ -109,10 +116,21 @@ const LOOK_AT_AGENT: Duration = Duration::from_secs(5);
 const TEMPORARY: &str = "75";
 
 /// Waits for the agent's verdict: for `boot-complete.target`. Good takes the counter off the boot loader's file, undecided
-/// waits on and gives the try back, bad is an error.
+/// waits on and gives the try back, bad is an error and costs the try in any case.
 pub async fn wait(layout: &Layout) -> Result<(), Problem> {
+    let mut given_back = None;
+    let verdict = decide(layout, &mut given_back).await;
+    if let (Err(_), Some(before)) = (&verdict, given_back)
+        && let Err(error) = tries::take_again(layout, &before)
+    {
+        tracing::warn!("the boot loader's file: {error:#}");
+    }
+    verdict
+}
+
+async fn decide(layout: &Layout, given_back: &mut Option<Entry>) -> Result<(), Problem> {
     let started = Instant::now();
-    let (mut given_back, mut looked) = (false, started);
+    let (mut waits, mut looked) = (false, started);
     loop {
         match durable::read_json::<Status>(&layout.status()) {
             Ok(Some(Status { verdict: Verdict::Good, .. })) => {
@@ -131,12 +149,14 @@ pub async fn wait(layout: &Layout) -> Result<(), Problem> {
                 return Err(error.unwrap_or_else(unknown));
             }
             // The agent has come far enough to say that it waits: whatever is missing, it is not the image.
-            Ok(Some(_)) if !given_back && started.elapsed() > WAITS_FOR_OTHERS => {
-                given_back = true;
-                match tries::give_back(layout) {
-                    Ok(Some(id)) => tracing::info!("this boot waits for others: {id} gets its try back"),
-                    Ok(None) => {}
-                    Err(error) => tracing::warn!("the boot loader's file: {error:#}"),
+            Ok(Some(_)) if !waits && started.elapsed() > WAITS_FOR_OTHERS => {
+                waits = true;
+                *given_back = tries::give_back(layout).unwrap_or_else(|error| {
+                    tracing::warn!("the boot loader's file: {error:#}");
+                    None
+                });
+                if let Some(before) = given_back {
+                    tracing::info!("this boot waits for others: {} gets its try back", before.id);
                 }
             }
             // Not written yet, or being replaced.
@@ -186,6 +206,8 @@ mod tests {
             (Health { irreplaceable: true, ..good.clone() }, Verdict::Undecided),
             (Health { haproxy: Some("connection refused".into()), ..good.clone() }, Verdict::Undecided),
             (Health { vip: Some("answered by 02:00:00:00:00:99".into()), ..good.clone() }, Verdict::Undecided),
+            (Health { patroni: local("start failed", "replica", None), ..good.clone() }, Verdict::Undecided),
+            (Health { postgres_does_not_start: true, etcd: Some("no leader".into()), ..good.clone() }, Verdict::Bad),
             (Health { failing: vec![unit("activating", 1)], ..good.clone() }, Verdict::Good),
             (Health { failing: vec![unit("activating", 9)], ..good.clone() }, Verdict::Bad),
             (Health { failing: vec![unit("failed", 0)], ..good }, Verdict::Bad),

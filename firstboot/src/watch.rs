@@ -2,7 +2,7 @@
 //!
 //! Looks often until the node is good and rarely afterwards: a healthy node costs next to nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tokio::net::TcpStream;
@@ -17,7 +17,7 @@ use crate::register::{self, Keys};
 use crate::sql;
 use crate::status::{Board, Phase, Verdict};
 use crate::update::fits;
-use crate::verdict::{self, Health};
+use crate::verdict::{self, Health, Unit};
 
 /// Between looks at a node that is not good yet.
 const SOON: Duration = Duration::from_millis(1000);
@@ -25,6 +25,8 @@ const SOON: Duration = Duration::from_millis(1000);
 const SLOW: Duration = Duration::from_secs(5);
 /// Every how many looks at a node that is not good systemd is asked about its units.
 const ASK_SYSTEMD: u32 = 8;
+/// PostgreSQL that was started in vain for so long does not start.
+const IN_VAIN: Duration = Duration::from_secs(60);
 /// A question to PostgreSQL here.
 const ASK: Duration = Duration::from_secs(2);
 /// HAProxy's statistics listener: connecting there touches no server.
@@ -75,6 +77,22 @@ struct Done {
     marked: bool,
     /// Looks since this node was last good.
     doubtful: u32,
+    /// What systemd said of its units when it was last asked.
+    failing: Vec<Unit>,
+    /// Since when PostgreSQL has been started in vain.
+    in_vain: Option<Instant>,
+}
+
+impl Done {
+    /// Whether it is long enough. With the preset `wide` Patroni tries once in ten seconds.
+    fn does_not_start(&mut self, local: Option<&Local>, now: Instant) -> bool {
+        match local.and_then(Local::starts) {
+            Some(true) => self.in_vain = None,
+            Some(false) => _ = self.in_vain.get_or_insert(now),
+            None => {}
+        }
+        self.in_vain.is_some_and(|since| now.duration_since(since) > IN_VAIN)
+    }
 }
 
 impl Watch {
@@ -83,14 +101,17 @@ impl Watch {
         let mut done = Done::default();
         loop {
             let mut health = self.look().await;
+            let local = health.patroni.as_ref().and_then(|said| said.as_ref().ok());
+            health.postgres_does_not_start = done.does_not_start(local, Instant::now());
             if verdict::judge(&health).0 == Verdict::Good {
-                done.doubtful = 0;
+                (done.doubtful, done.failing) = (0, Vec::new());
             } else {
                 done.doubtful += 1;
                 // systemd is asked rarely: starting takes a while, and asking costs more than all other looks.
                 if done.doubtful.is_multiple_of(ASK_SYSTEMD) {
-                    health.failing = verdict::failing(&self.units).await;
+                    done.failing = verdict::failing(&self.units).await;
                 }
+                health.failing.clone_from(&done.failing);
             }
             let (verdict, why) = verdict::judge(&health);
             self.say(verdict, why);
@@ -147,7 +168,7 @@ impl Watch {
         let repository = self.repository.get();
         let vip = self.board.get().vip.and_then(|vip| vip.problem);
         let vip = vip.map(|problem| format!("{}; {}", problem.what, problem.remedy));
-        Health { etcd, patroni, irreplaceable, haproxy, repository, vip, failing: Vec::new() }
+        Health { etcd, patroni, irreplaceable, haproxy, repository, vip, ..Health::default() }
     }
 
     async fn local(&self, patroni: &Patroni) -> Result<Local> {
@@ -226,5 +247,24 @@ impl Watch {
             tracing::warn!("cluster-wide settings changed in Patroni: {patch}");
         }
         durable::remove(&self.layout.previous_spec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn postgresql_that_is_started_in_vain_for_a_minute_does_not_start() {
+        let (mut done, start) = (Done::default(), Instant::now());
+        let mut look = |state: Option<&str>, seconds| {
+            let local = state.map(|state| Local { state: state.to_owned(), ..Local::default() });
+            done.does_not_start(local.as_ref(), start + Duration::from_secs(seconds))
+        };
+        assert!(!look(Some("start failed"), 0) && !look(Some("starting"), 30) && !look(None, 40));
+        assert!(look(Some("start failed"), 61), "the tries between do not count as better");
+        assert!(!look(Some("running"), 62) && !look(Some("crashed"), 63) && !look(Some("crashed"), 120));
+        assert!(look(Some("crashed"), 124));
+        assert!(!look(Some("creating replica"), 125), "somebody has it begin anew");
     }
 }

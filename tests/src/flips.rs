@@ -4,15 +4,15 @@
 //! matter for booting is read, too.
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use pgkiln::outputs::Format;
 
-use crate::disk;
-use crate::qemu::Machine;
+use crate::qemu::{self, Kernel, Machine};
 use crate::random::SplitMix;
+use crate::{disk, memory};
 
 /// From power to the machine's end.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -20,6 +20,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 const BLOCK: u64 = 4096;
 /// Reads every block of the root as the kernel gives it out. There is no journal to take what it says.
 const READ: &str = "\
+echo probe-reads >/dev/console; \
 cat $(findmnt -no SOURCE /) > /dev/null; \
 echo probe-read=$? >/dev/console; \
 systemctl poweroff --force";
@@ -30,6 +31,7 @@ const NOTICED: [&str; 2] = ["is corrupted", "does not have the root hash of the 
 pub struct Prepared {
     dir: tempfile::TempDir,
     disk: PathBuf,
+    kernel: Kernel,
     /// Start and length of the root's content, then of its hash tree.
     ranges: [(u64, u64); 2],
 }
@@ -38,7 +40,11 @@ impl Prepared {
     /// Bakes a disk, and makes sure that an unaltered one is read to its end.
     pub fn new() -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("pgkiln-flips-").tempdir_in("/var/tmp")?;
-        let (disk, _) = disk::bake(dir.path(), Format::Raw, None)?;
+        let outputs = disk::outputs("flips", &[Format::Raw, Format::Pxe], None)?;
+        let disk = dir.path().join("disk.raw");
+        qemu::disk(outputs.file(".raw")?, &disk, fs_err::metadata(outputs.file(".raw")?)?.len())?;
+        // Firmware and boot loader are not the question, nor are the services that a node has: the probe alone.
+        let kernel = memory::without_root(&outputs, "systemd.unit=probe.service panic=1")?;
         let table = pgkiln::disk::gpt::read(&disk)?;
         let start = |name: &str| {
             let part = table.partitions.iter().find(|one| one.kind.name() == name).context("a partition")?;
@@ -51,42 +57,41 @@ impl Prepared {
         file.read_exact_at(&mut blocks, hashes + 72)?;
         let length = u64::from_le_bytes(blocks) * BLOCK;
         let ranges = [(root, length), (hashes + BLOCK, tree(length))];
-        let prepared = Self { dir, disk, ranges };
-        let said = prepared.boot()?;
+        let prepared = Self { dir, disk, kernel, ranges };
+        let said = prepared.boot(&prepared.dir.path().join("unaltered"), &prepared.disk)?;
         ensure!(said.contains("probe-read=0") && !noticed(&said), "an unaltered disk:\n{said}");
         Ok(prepared)
     }
 
-    fn boot(&self) -> anyhow::Result<String> {
-        // The probe alone: what services a node has is not the question.
-        let machine = Machine::new(&self.dir.path().join("machine"), &self.disk)?;
-        let machine = machine.probe(READ).words("systemd.unit=probe.service");
+    fn boot(&self, dir: &Path, disk: &Path) -> anyhow::Result<String> {
+        let machine = Machine::new(dir, disk)?.bios().probe(READ).kernel(self.kernel.clone());
         machine.boot()?.wait_for_end(LIMIT)
     }
 
-    /// Flips one bit, boots, and flips it back. Where it was, and how it was noticed.
+    /// Flips one bit in a copy, and boots it. Where it was, and how it was noticed.
     pub fn run(&self, number: u64) -> anyhow::Result<String> {
         let mut random = SplitMix(number);
         // Every fourth hits the tree: by size alone it would be one in 128.
         let (what, (start, length)) =
             if number.is_multiple_of(4) { ("hash tree", self.ranges[1]) } else { ("root", self.ranges[0]) };
         let (at, bit) = (random.below(length), random.below(8));
-        self.flip(start + at, 1 << bit)?;
-        let said = self.boot();
-        self.flip(start + at, 1 << bit)?;
-        let (said, place) = (said?, format!("bit {bit} of byte {at} of the {what}"));
+        let dir = tempfile::tempdir_in(self.dir.path())?;
+        let disk = dir.path().join("disk.raw");
+        qemu::disk(&self.disk, &disk, fs_err::metadata(&self.disk)?.len())?;
+        flip(&disk, start + at, 1 << bit)?;
+        let (said, place) = (self.boot(dir.path(), &disk)?, format!("bit {bit} of byte {at} of the {what}"));
         ensure!(noticed(&said), "{place} went unnoticed:\n{said}");
         ensure!(!said.contains("probe-read=0"), "{place} was given out as if it were right:\n{said}");
-        let served = if said.contains("probe-read") { "when read" } else { "while booting" };
+        let served = if said.contains("probe-reads") { "when read" } else { "while booting" };
         Ok(format!("{place}: noticed {served}"))
     }
+}
 
-    fn flip(&self, at: u64, bit: u8) -> anyhow::Result<()> {
-        let file = fs_err::OpenOptions::new().read(true).write(true).open(&self.disk)?.into_parts().0;
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at)?;
-        Ok(file.write_all_at(&[byte[0] ^ bit], at)?)
-    }
+fn flip(disk: &Path, at: u64, bit: u8) -> anyhow::Result<()> {
+    let file = fs_err::OpenOptions::new().read(true).write(true).open(disk)?.into_parts().0;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    Ok(file.write_all_at(&[byte[0] ^ bit], at)?)
 }
 
 fn noticed(said: &str) -> bool {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use pgkiln::outputs::Format;
+use tempfile::TempDir;
 
 use crate::disk::{self, RUN_VOLUME, object, value};
 use crate::next::{self, Next};
@@ -22,7 +23,7 @@ const UPDATE: Duration = Duration::from_secs(20);
 /// Every so many runs it is a first boot whose power fails.
 const FIRST_BOOT: u64 = 3;
 
-/// Makes data, updates, or looks: what this boot is for is a file on the disk itself.
+/// Looks, makes data and updates: what this boot is for is a file on the disk itself.
 const PROBE: &str = r#"
 say() { echo "probe-$1=$2"; }
 step=$(cat /var/step 2>/dev/null || echo look)
@@ -35,8 +36,12 @@ if [ "$step" = update ]; then
     sleep infinity
 fi
 until firstboot verdict; do sleep 1; done
+say kept "$(psql -Atc 'SELECT n FROM kept' 2>/dev/null || echo none)"
 psql -qc 'CREATE TABLE IF NOT EXISTS kept AS SELECT 42 AS n'
-say kept "$(psql -Atc 'SELECT n FROM kept')"
+say id "$(cat /etc/machine-id)"
+say root "$(findmnt -no FSTYPE,OPTIONS / | xargs)"
+say var "$(findmnt -no SOURCE,FSTYPE /var | xargs)"
+say loader "$(ls /boot/EFI/Linux | xargs)"
 say failed "[$(systemctl list-units --failed --plain --no-legend | cut -d' ' -f1 | xargs)]"
 say status "$(firstboot update --status --json)"
 echo update > /var/step
@@ -45,7 +50,7 @@ systemctl poweroff
 
 /// A machine that is off, and what its boots need.
 pub struct Prepared {
-    dir: tempfile::TempDir,
+    dir: TempDir,
     fresh: PathBuf,
     seed: PathBuf,
     sets: PathBuf,
@@ -59,6 +64,16 @@ pub struct Prepared {
 pub struct Formed {
     prepared: Prepared,
     disk: PathBuf,
+    id: String,
+}
+
+/// A node that is good.
+struct Look {
+    version: String,
+    /// Its machine identity.
+    id: String,
+    /// Whether it has the data of an earlier look.
+    has_data: bool,
 }
 
 impl Prepared {
@@ -83,63 +98,73 @@ impl Prepared {
         let disk = self.dir.path().join("formed.raw");
         copy(&self.fresh, &disk)?;
         let started = Instant::now();
-        self.look(&disk)?;
+        let look = self.look(&disk)?;
         self.boot = started.elapsed();
-        let tried = self.copy(&disk)?;
+        let (_dir, tried) = self.copy(&disk)?;
         let mut booted = self.machine(&tried)?.boot()?;
         booted.wait_for("probe-begin=", LIMIT)?;
         let started = Instant::now();
         booted.wait_for("probe-end=", LIMIT)?;
         self.update = started.elapsed();
-        Ok(Formed { prepared: self, disk })
+        Ok(Formed { prepared: self, disk, id: look.id })
     }
 
     /// Two cuts of one machine: of its first boot, and then of an update. What they were, and which version came up.
     pub fn first_boot_and_update(&self, random: &mut SplitMix) -> anyhow::Result<String> {
-        let disk = self.copy(&self.fresh)?;
-        Ok([self.first_boot(&disk, random)?, self.update(&disk, random)?].join("; "))
+        let (_dir, disk) = self.copy(&self.fresh)?;
+        let (first, id) = self.first_boot(&disk, random)?;
+        Ok([first, self.update(&disk, &id, random)?].join("; "))
     }
 
     fn machine(&self, disk: &Path) -> anyhow::Result<Machine> {
-        let machine = Machine::new(&self.dir.path().join("machine"), disk)?;
+        let machine = Machine::new(&disk.with_extension("machine"), disk)?;
         Ok(machine.seed(&self.seed).volume(&self.sets).probe(RUN_VOLUME))
     }
 
-    fn copy(&self, from: &Path) -> anyhow::Result<PathBuf> {
-        let disk = self.dir.path().join("tried.raw");
+    /// A copy to be tried, in a directory of its own.
+    fn copy(&self, from: &Path) -> anyhow::Result<(TempDir, PathBuf)> {
+        let dir = tempfile::tempdir_in(self.dir.path())?;
+        let disk = dir.path().join("disk.raw");
         copy(from, &disk)?;
-        Ok(disk)
+        Ok((dir, disk))
     }
 
-    /// Boots until the node is good; says which version it has.
-    fn look(&self, disk: &Path) -> anyhow::Result<String> {
+    /// Boots until the node is good, and looks at what every good node has.
+    fn look(&self, disk: &Path) -> anyhow::Result<Look> {
         let said = self.machine(disk)?.boot()?.wait_for_end(LIMIT)?;
         let version = object(&said, "status")?["node"]["running"].as_str().unwrap_or_default().to_owned();
-        ensure!(value(&said, "kept") == "42" && value(&said, "failed") == "[]", "{said}");
+        ensure!(said.contains("verified root is ready") && value(&said, "failed") == "[]", "{said}");
+        ensure!(value(&said, "root").starts_with("squashfs ro") && value(&said, "var") == "/dev/vda6 ext4", "{said}");
         ensure!(self.versions.contains(&version), "{version} runs: {said}");
-        Ok(version)
+        let (id, kept, loader) = (value(&said, "id").to_owned(), value(&said, "kept"), value(&said, "loader"));
+        ensure!(id.len() == 32 && ["42", "none"].contains(&kept), "{said}");
+        // What runs was good and counts its tries no more; what an update has just put beside it may.
+        let counts = loader.split(' ').any(|name| name.contains('+') && name.contains(&version));
+        ensure!(!counts, "{version} still counts tries: {said}");
+        Ok(Look { version, id, has_data: kept == "42" })
     }
 
-    /// Cuts the first boot of a disk, and boots it again.
-    fn first_boot(&self, disk: &Path, random: &mut SplitMix) -> anyhow::Result<String> {
+    /// Cuts the first boot of a disk, and boots it again. What it was, and the machine's identity.
+    fn first_boot(&self, disk: &Path, random: &mut SplitMix) -> anyhow::Result<(String, String)> {
         let moment = within(self.boot, random);
         let booted = self.machine(disk)?.boot()?;
         std::thread::sleep(moment);
         drop(booted);
-        let version = self.look(disk)?;
-        ensure!(version == self.versions[0], "{version} runs after a first boot");
-        Ok(format!("first boot cut after {:.1}s", moment.as_secs_f64()))
+        let look = self.look(disk)?;
+        ensure!(look.version == self.versions[0], "{} runs after a first boot", look.version);
+        Ok((format!("first boot cut after {:.1}s", moment.as_secs_f64()), look.id))
     }
 
-    /// Cuts an update of a disk that is a good node, and boots it again.
-    fn update(&self, disk: &Path, random: &mut SplitMix) -> anyhow::Result<String> {
+    /// Cuts an update of a disk that is the good node `id`, and boots it again.
+    fn update(&self, disk: &Path, id: &str, random: &mut SplitMix) -> anyhow::Result<String> {
         let moment = within(self.update + self.update / 10, random);
         let mut booted = self.machine(disk)?.boot()?;
         booted.wait_for("probe-begin=", LIMIT)?;
         std::thread::sleep(moment);
         drop(booted);
-        let version = self.look(disk)?;
-        let which = if version == self.versions[0] { "the version before" } else { "the new version" };
+        let look = self.look(disk)?;
+        ensure!(look.has_data && look.id == id, "another machine, or without its data: {} was {id}", look.id);
+        let which = if look.version == self.versions[0] { "the version before" } else { "the new version" };
         Ok(format!("update cut after {:.1}s: {which}", moment.as_secs_f64()))
     }
 }
@@ -149,9 +174,11 @@ impl Formed {
     pub fn run(&self, number: u64) -> anyhow::Result<String> {
         let (prepared, mut random) = (&self.prepared, SplitMix(number));
         if number.is_multiple_of(FIRST_BOOT) {
-            return prepared.first_boot(&prepared.copy(&prepared.fresh)?, &mut random);
+            let (_dir, disk) = prepared.copy(&prepared.fresh)?;
+            return Ok(prepared.first_boot(&disk, &mut random)?.0);
         }
-        prepared.update(&prepared.copy(&self.disk)?, &mut random)
+        let (_dir, disk) = prepared.copy(&self.disk)?;
+        prepared.update(&disk, &self.id, &mut random)
     }
 }
 

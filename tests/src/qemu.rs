@@ -32,7 +32,6 @@ pub struct Machine {
     board: lab::Machine,
     bios: bool,
     kernel: Option<Kernel>,
-    words: Option<String>,
     port: Option<Port>,
 }
 
@@ -66,8 +65,8 @@ impl Machine {
         fs_err::copy(lab::variables(&board), dir.join("variables.fd"))?;
         let (dir, disk) = (dir.to_owned(), disk.to_owned());
         let (seed, volume, medium, more, probe, kernel) = (None, None, None, Vec::new(), None, None);
-        let (words, port) = (None, None);
-        Ok(Self { dir, disk, seed, volume, medium, more, probe, sector: 512, board, bios: false, kernel, words, port })
+        let port = None;
+        Ok(Self { dir, disk, seed, volume, medium, more, probe, sector: 512, board, bios: false, kernel, port })
     }
 
     /// With BIOS firmware.
@@ -88,14 +87,6 @@ impl Machine {
     #[must_use]
     pub fn kernel(mut self, kernel: Kernel) -> Self {
         self.kernel = Some(kernel);
-        self
-    }
-
-    /// With more words for the kernel, which the kernel image's stub takes from the firmware (systemd-stub(7)) unless Secure
-    /// Boot is on.
-    #[must_use]
-    pub fn words(mut self, words: &str) -> Self {
-        self.words = Some(words.to_owned());
         self
     }
 
@@ -203,10 +194,6 @@ impl Machine {
             cmd = cmd.arg("-drive").arg(drive(&format!("disk{number}"), disk, ",cache=unsafe"));
             cmd = cmd.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},serial=DISK{number}"));
         }
-        if let Some(words) = &self.words {
-            let value = escaped(&format!("io.systemd.stub.kernel-cmdline-extra={words}"));
-            cmd = cmd.arg("-smbios").arg(format!("type=11,value={value}"));
-        }
         if let Some(script) = &self.probe {
             let unit = self.dir.join("probe.service");
             fs_err::write(&unit, probe_unit(script))?;
@@ -222,11 +209,6 @@ impl Machine {
         let running = cmd.dies_with_us().spawn_logged(&log)?;
         Ok(Booted { running, console })
     }
-}
-
-/// A value within a list that QEMU takes apart at commas.
-fn escaped(value: &str) -> String {
-    value.replace(',', ",,")
 }
 
 fn sectors(bytes: u32) -> String {

@@ -138,12 +138,13 @@ pub fn remove(entries: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// What the running image's file is called from now on: without counter (it was good), or with its try given back.
-pub fn rename(esp: &Path, running: &Entry, left: Option<u32>) -> Result<()> {
+/// What the running image's file is called from now on: without counter (it was good), or with another one.
+pub fn rename(esp: &Path, running: &Entry, left: Option<u32>, done: u32) -> Result<()> {
     let stem = running.id.trim_end_matches(".efi");
-    let name = match left {
-        None => running.id.clone(),
-        Some(left) => format!("{stem}+{left}.efi"),
+    let name = match (left, done) {
+        (None, _) => running.id.clone(),
+        (Some(left), 0) => format!("{stem}+{left}.efi"),
+        (Some(left), done) => format!("{stem}+{left}-{done}.efi"),
     };
     let directory = esp.join(DIRECTORY);
     fs::rename(&running.path, directory.join(name))?;
@@ -262,7 +263,7 @@ pub(crate) mod tests {
         install(dir.path(), "x_1.efi", 3, &mut content.as_slice(), &sha256).unwrap();
         let found = entries(dir.path()).unwrap();
         assert_eq!((found[0].left, found[0].root_hash.as_deref()), (Some(3), Some(hash.as_str())));
-        rename(dir.path(), &found[0], None).unwrap();
+        rename(dir.path(), &found[0], None, 0).unwrap();
         let found = entries(dir.path()).unwrap();
         assert_eq!((found.len(), found[0].left, found[0].id.as_str()), (1, None, "x_1.efi"));
     }

@@ -2,7 +2,8 @@
 //!
 //! *Good*: the file loses its counter (`systemd-bless-boot` does the same, and finds it done). *Undecided* for a while (no
 //! metadata yet, peers or etcd's quorum missing, a rebuild): the try is given back, so that any number of power cuts during a
-//! long wait uses up none. *Bad*: nothing is done here; `pgkiln-fall-back.service` starts the other version.
+//! long wait uses up none. *Bad*: a try that was given back in this boot is taken after all, or a version that needs a while to
+//! show that it does not work would be tried for ever; then `pgkiln-fall-back.service` starts the other version.
 
 use std::path::Path;
 
@@ -12,25 +13,28 @@ use super::loader::{self, Entry};
 use super::{TRIES, slots};
 use crate::layout::Layout;
 
-/// Gives the try of this boot back; says which file it was, or nothing if there is none to give back.
-pub fn give_back(layout: &Layout) -> Result<Option<String>> {
+/// Gives the try of this boot back; says what the file had counted, or nothing if there is nothing to give back.
+pub fn give_back(layout: &Layout) -> Result<Option<Entry>> {
     let Some(running) = counting(layout)? else { return Ok(None) };
     // A counter that nobody has touched yet has nothing to be given back.
     if running.left == Some(TRIES) && running.done == 0 {
         return Ok(None);
     }
-    loader::rename(
-        &layout.at(slots::ESP),
-        &running,
-        Some(running.left.unwrap_or(0) + running.done).filter(|n| *n > 0),
-    )?;
-    Ok(Some(running.id))
+    let tries = Some(running.left.unwrap_or(0) + running.done).filter(|n| *n > 0);
+    loader::rename(&layout.at(slots::ESP), &running, tries, 0)?;
+    Ok(Some(running))
+}
+
+/// The boot that got its try back was bad: it counts as it did before.
+pub fn take_again(layout: &Layout, before: &Entry) -> Result<()> {
+    let Some(running) = counting(layout)?.filter(|running| running.id == before.id) else { return Ok(()) };
+    loader::rename(&layout.at(slots::ESP), &running, before.left, before.done)
 }
 
 /// The running version was good: it counts no more.
 pub fn bless(layout: &Layout) -> Result<Option<String>> {
     let Some(running) = counting(layout)? else { return Ok(None) };
-    loader::rename(&layout.at(slots::ESP), &running, None)?;
+    loader::rename(&layout.at(slots::ESP), &running, None, 0)?;
     Ok(Some(running.id))
 }
 
@@ -74,12 +78,26 @@ mod tests {
     #[test]
     fn a_try_is_given_back_and_a_good_boot_counts_no_more() {
         let (_dir, layout) = boot("x_1+1-2.efi");
-        assert_eq!(give_back(&layout).unwrap().as_deref(), Some("x_1.efi"));
+        assert_eq!(give_back(&layout).unwrap().map(|before| before.id).as_deref(), Some("x_1.efi"));
         assert_eq!(names(&layout), ["x_0.efi", "x_1+3.efi"]);
         assert_eq!(give_back(&layout).unwrap(), None, "once");
         assert_eq!(bless(&layout).unwrap().as_deref(), Some("x_1.efi"));
         assert_eq!(names(&layout), ["x_0.efi", "x_1.efi"]);
         assert_eq!((bless(&layout).unwrap(), give_back(&layout).unwrap()), (None, None));
+    }
+
+    #[test]
+    fn a_bad_boot_takes_the_try_it_got_back() {
+        for counted in ["x_1+2-1.efi", "x_1+0-3.efi"] {
+            let (_dir, layout) = boot(counted);
+            let before = give_back(&layout).unwrap().unwrap();
+            assert_eq!(names(&layout), ["x_0.efi", "x_1+3.efi"]);
+            take_again(&layout, &before).unwrap();
+            assert_eq!(names(&layout), ["x_0.efi", counted]);
+            bless(&layout).unwrap();
+            take_again(&layout, &before).unwrap();
+            assert_eq!(names(&layout), ["x_0.efi", "x_1.efi"], "good is good");
+        }
     }
 
     #[test]

@@ -62,12 +62,18 @@ enum What {
         /// Runs 1 to COUNT
         #[arg(long, default_value_t = 100)]
         count: u64,
+        /// Machines at a time
+        #[arg(long, default_value_t = 1)]
+        parallel: usize,
     },
     /// Cutting the power of a machine at a random moment of an update, every third time of its first boot; needs QEMU
     Update {
         /// Runs 1 to COUNT
         #[arg(long, default_value_t = 50)]
         count: u64,
+        /// Machines at a time
+        #[arg(long, default_value_t = 1)]
+        parallel: usize,
     },
 }
 
@@ -211,16 +217,16 @@ fn main() -> anyhow::Result<()> {
             };
             ledger.run(&points, 1, one).map(drop)
         }
-        What::Flips { count } => {
+        What::Flips { count, parallel } => {
             let prepared = flips::Prepared::new()?;
             let ledger = Ledger::open("flips", cli.fresh)?;
-            ledger.run(&Vec::from_iter(1..=count), 1, stopwatch(|number| prepared.run(number))).map(drop)
+            ledger.run(&Vec::from_iter(1..=count), parallel, stopwatch(|number| prepared.run(number))).map(drop)
         }
-        What::Update { count } => {
+        What::Update { count, parallel } => {
             let prepared = powercut::Prepared::new()?.measured()?;
             println!("{prepared}");
             let ledger = Ledger::open("update", cli.fresh)?;
-            ledger.run(&Vec::from_iter(1..=count), 1, stopwatch(|number| prepared.run(number))).map(drop)
+            ledger.run(&Vec::from_iter(1..=count), parallel, stopwatch(|number| prepared.run(number))).map(drop)
         }
     }
 }
