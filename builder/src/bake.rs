@@ -17,10 +17,12 @@ use crate::progress::Ui;
 pub mod extensions;
 mod options;
 mod outputs;
+mod tools;
 mod tree;
 mod work;
 
 pub use options::{Baked, Options};
+pub use tools::tool_tree;
 pub use tree::RootTree;
 
 /// Bakes an image.

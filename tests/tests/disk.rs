@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use pgkiln::disk::secure_boot::Keys;
+use pgkiln::disk::secure_boot::{Keys, Signer};
 use pgkiln::outputs::Format;
 use pgkiln_tests::disk::{self, seed, value};
 use pgkiln_tests::image;
@@ -126,7 +126,9 @@ fn under_secure_boot_only_a_signed_disk_starts() -> Result {
     machine("refuses", &unsigned)?.boot()?.wait_for("Access Denied", LIMIT)?;
 
     qemu::secure_key(&key)?;
-    let keys = Keys { key, certificate: qemu::SECURE_CERTIFICATE.into() };
+    // The same bytes as with the key itself (`signing`).
+    let line = format!("openssl pkeyutl -sign -inkey {}", key.display());
+    let keys = Keys { signer: Signer::Command(line), certificate: qemu::SECURE_CERTIFICATE.into() };
     let signed = baked(work.path(), Format::Raw, Some(keys))?.context("a disk")?;
     let said = machine("starts", &signed)?.boot()?.wait_for("verified root is ready", LIMIT)?;
     assert!(said.contains("Secure Boot is enabled"), "{said}");
