@@ -17,10 +17,13 @@ use crate::progress::Ui;
 pub mod extensions;
 mod options;
 mod outputs;
+mod space;
+mod tools;
 mod tree;
 mod work;
 
 pub use options::{Baked, Options};
+pub use tools::tool_tree;
 pub use tree::RootTree;
 
 /// Bakes an image.
@@ -30,6 +33,7 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let formats = options.formats(recipes[0].image())?;
     let cache = Cache::open(ui.cache_dir())?;
     let work = work::Work::create(&cache)?;
+    space::check(&recipes, &formats, &cache, &options.out)?;
 
     let step = steps.start("fetch");
     let ([recipe, tools], relocked) = outputs::fetch(recipes, options, &cache, &step)?;

@@ -162,9 +162,14 @@ impl Cache {
 
     /// Bytes that can still be written here.
     pub fn free_bytes(&self) -> anyhow::Result<u64> {
-        let stat = nix::sys::statvfs::statvfs(&self.root).context("asking for free disk space")?;
-        Ok(stat.blocks_available() * stat.fragment_size())
+        free_bytes(&self.root)
     }
+}
+
+/// Bytes that can still be written at `path`.
+pub(crate) fn free_bytes(path: &Path) -> anyhow::Result<u64> {
+    let stat = nix::sys::statvfs::statvfs(path).with_context(|| format!("free disk space of {}", path.display()))?;
+    Ok(stat.blocks_available() * stat.fragment_size())
 }
 
 #[cfg(test)]

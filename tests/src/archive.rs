@@ -192,6 +192,11 @@ impl Archive {
         Ok(Self { dir: tempfile::tempdir()?, keys, suite: suite.into(), debs: Vec::new() })
     }
 
+    /// From here on publishes another suite beside what was published before.
+    pub fn switch_to(&mut self, suite: &str) {
+        suite.clone_into(&mut self.suite);
+    }
+
     /// The directory to serve.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -39,10 +39,9 @@ fn build(name: &str) -> PathBuf {
     let target = profile.parent().map_or_else(|| workspace::root().join("target"), Path::to_owned);
     // In the profile of the caller: a second one would mean building everything twice.
     let release = profile.ends_with("release").then_some("--release");
-    // Together with this package: alone, a program needs fewer features of its dependencies, and cargo would build all of
-    // them a second time.
-    let packages = ["--package", "pgkiln-tests", "--package", name];
-    let cargo = Cmd::new(&table::CARGO).args(["build", "--quiet"]).args(packages).args(["--bin", name]);
+    // As part of the workspace, which is how the tests are built: alone, a program needs fewer features of its dependencies, and
+    // cargo would build all of them, and both libraries, a second time.
+    let cargo = Cmd::new(&table::CARGO).args(["build", "--quiet", "--workspace", "--bin", name]);
     let built = cargo.args(release).arg("--target-dir").arg(&target).current_dir(workspace::root()).run();
     built.unwrap_or_else(|error| panic!("building {name}: {error:#}"));
     target.join(if release.is_some() { "release" } else { "debug" }).join(name)

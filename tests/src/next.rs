@@ -1,11 +1,12 @@
-//! The next version of the image under test, as an update set: the same recipe with one more package; and one whose agent does
-//! not work.
+//! The next version of the image under test, as an update set: the same recipe with one more package and, where the mirror has
+//! it, the pgBackRest of Debian's next release; and one whose agent does not work.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use pgkiln::bake;
 use pgkiln::cli::default_cache_dir;
+use pgkiln::lock::Lock;
 use pgkiln::outputs::Format;
 use pgkiln::progress::Ui;
 use pgkiln::tool::{Cmd, table};
@@ -14,6 +15,12 @@ use crate::{binary, workspace};
 
 /// A package that sorts before all others of the recipe: everything after it moves.
 const PACKAGE: &str = "acl";
+/// A component that must be the same version on both ends of a connection.
+const COMPONENT: &str = "pgbackrest";
+/// Where a later one is, and only this is taken from there with what it needs.
+const SUITES: (&str, &str) = (r#"suites = ["trixie", "#, r#"suites = ["forky", "trixie", "#);
+/// Mirrors keep a release that is not out less carefully; what is wanted of it is another version, not a recent one.
+const FROZEN: &str = "Acquire::Check-Valid-Until \"false\";\n";
 /// An agent that cannot be one.
 const BROKEN: &str = "#!/bin/sh\necho broken on purpose >&2\nexit 3\n";
 
@@ -24,6 +31,8 @@ pub struct Next {
     pub dir: PathBuf,
     /// Its version.
     pub version: String,
+    /// Upstream version of its pgBackRest, if that is another one than before.
+    pub pgbackrest: Option<String>,
 }
 
 impl Next {
@@ -58,6 +67,7 @@ pub fn bake() -> anyhow::Result<[Next; 2]> {
     fs_err::write(recipe.join("image.toml"), changed)?;
     let locked = binary::run(binary::pgkiln().arg("lock").arg(&recipe));
     ensure!(locked.code == Some(0), "locking the next version: {}", locked.stderr);
+    let pgbackrest = later_pgbackrest(&recipe)?;
     let broken = dir.join("broken-agent");
     fs_err::write(&broken, BROKEN)?;
     fs_err::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -71,7 +81,43 @@ pub fn bake() -> anyhow::Result<[Next; 2]> {
         };
         let baked = bake::bake(&options, &Ui::silent(default_cache_dir()))?;
         let dir = baked.manifest.parent().context("a manifest has a directory")?.to_owned();
-        anyhow::Ok(Next { dir, version: baked.version })
+        anyhow::Ok(Next { dir, version: baked.version, pgbackrest: pgbackrest.clone() })
     };
     Ok([bake("good", None)?, bake("broken", Some(broken))?])
+}
+
+/// Locks the recipe again with the pgBackRest of Debian's next release, and nothing else of it that is not needed. `None`, and
+/// said aloud, where the mirror has no such thing: recipe and lock are as they were.
+fn later_pgbackrest(recipe: &Path) -> anyhow::Result<Option<String>> {
+    let (file, lock) = (recipe.join("image.toml"), recipe.join("image.lock"));
+    let locked = || Lock::load(&lock)?.context("it was locked");
+    let (text, before) = (fs_err::read_to_string(&file)?, locked()?);
+    let changed = text.replacen(SUITES.0, SUITES.1, 1);
+    ensure!(changed != text, "the recipe has not `{}`", SUITES.0);
+    fs_err::write(&file, changed)?;
+    let apt = recipe.with_file_name("apt.conf");
+    fs_err::write(&apt, FROZEN)?;
+    let update = binary::pgkiln().args(["lock", "--update"]).arg(recipe).arg(COMPONENT).env("APT_CONFIG", &apt);
+    let said = binary::run(update);
+    let version = |lock: &Lock| lock.package(COMPONENT).map(|package| package.version.clone()).unwrap_or_default();
+    let (old, new) = (version(&before), version(&locked()?));
+    if said.code == Some(0) && upstream(&old) != upstream(&new) {
+        // What moved; its changelog is farther in.
+        let moved =
+            said.stdout.lines().filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
+        eprintln!("the next version has another pgBackRest: {}", moved.collect::<Vec<_>>().join("; "));
+        return Ok(Some(upstream(&new).to_owned()));
+    }
+    eprintln!(
+        "NOT SHOWN: what another pgBackRest does. Debian's next release cannot be had here, or has no other: {old}, {new}. {}",
+        said.stderr.trim()
+    );
+    fs_err::write(&file, text)?;
+    before.write_if_changed(&lock)?;
+    Ok(None)
+}
+
+/// A package's version without Debian's revision.
+fn upstream(version: &str) -> &str {
+    version.split_once('-').map_or(version, |(upstream, _)| upstream)
 }

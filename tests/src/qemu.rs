@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use base64::Engine as _;
-use pgkiln::disk::secure_boot::Keys;
+use pgkiln::disk::secure_boot::{Keys, Signer};
 use pgkiln::lab;
 use pgkiln::tool::{Cmd, Running, table};
 
@@ -274,7 +274,7 @@ pub fn secure_keys(dir: &Path) -> anyhow::Result<Keys> {
     let key = dir.join("key.pem");
     let from = ["pkcs8", "-topk8", "-nocrypt", "-passin", SECURE_PASSPHRASE, "-in", SECURE_KEY];
     Cmd::new(&table::OPENSSL).args(from).arg("-out").arg(&key).run()?;
-    Ok(Keys { key, certificate: SECURE_CERTIFICATE.into() })
+    Ok(Keys { signer: Signer::Key(key), certificate: SECURE_CERTIFICATE.into() })
 }
 
 /// A copy of a raw image that keeps its holes, grown to `bytes`: what an operator's virtual disk is.

@@ -101,6 +101,9 @@ fn wrong_usage_exits_2() {
         &["cluster", "seed", "orders", "--to", "seeds", "--format", "floppy"],
         &["cluster", "new", "orders", "--nodes", NODES, "--subnet", "10.0.0.0"],
         &["doctor", "--yes"],
+        &["bake", "--secure-boot-command", "true"],
+        &["bake", "--secure-boot-cert", "c.pem"],
+        &["bake", "--secure-boot-command", "true", "--secure-boot-key", "k.pem", "--secure-boot-cert", "c.pem"],
     ] {
         let said = place.pgkiln(args);
         assert_eq!(said.code, Some(2), "pgkiln {args:?}\n{}", said.stderr);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use pgkiln::disk::secure_boot::Keys;
+use pgkiln::disk::secure_boot::{Keys, Signer};
 use pgkiln::outputs::Format;
 use pgkiln_tests::disk::{self, seed, value};
 use pgkiln_tests::qemu::{self, Machine};
@@ -111,7 +111,11 @@ fn under_secure_boot_only_a_signed_disk_starts() -> Result {
     let machine = |name: &str, disk: &Path| Machine::new(&work.path().join(name), disk)?.secure();
     machine("refuses", &unsigned)?.boot()?.wait_for("Access Denied", LIMIT)?;
 
-    let signed = baked(work.path(), Format::Raw, Some(qemu::secure_keys(work.path())?))?.context("a disk")?;
+    // The same bytes as with the key itself (`signing`).
+    let Keys { signer, certificate } = qemu::secure_keys(work.path())?;
+    let Signer::Key(key) = signer else { anyhow::bail!("a key in a file") };
+    let signer = Signer::Command(format!("openssl pkeyutl -sign -inkey {}", key.display()));
+    let signed = baked(work.path(), Format::Raw, Some(Keys { signer, certificate }))?.context("a disk")?;
     let said = machine("starts", &signed)?.boot()?.wait_for("verified root is ready", LIMIT)?;
     assert!(said.contains("Secure Boot is enabled"), "{said}");
     Ok(())

@@ -233,6 +233,30 @@ fn only_the_named_component_moves() -> Result {
     Ok(())
 }
 
+/// One package from the next release, and everything else as it was.
+#[test]
+fn a_component_moves_alone_into_a_suite_that_was_added() -> Result {
+    let mut place = Place::new()?;
+    let before = place.lock()?;
+    place.archive.switch_to("next");
+    place.archive.add(&Deb::new("app", "1:3.0-1").depends("lib (>= 1.0), extra"))?;
+    place.archive.add(&Deb::new("extra", "1"))?;
+    place.archive.add(&Deb::new("lib", "2.0"))?;
+    place.publish()?;
+    let recipe = place.image.join("image.toml");
+    let text = fs_err::read_to_string(&recipe)?.replace("suites = [\"stable\"]", "suites = [\"stable\", \"next\"]");
+    fs_err::write(&recipe, &text)?;
+    result(&place.pgkiln("one", &["lock", "--update"], &["etcd"]));
+    assert_eq!([place.version("app")?, place.version("lib")?, place.version("extra")?], ["1:3.0-1", "1.0", "1"]);
+    Recipe::load(&place.image)?.locked()?;
+    // What else changed in a recipe may take away what is to stay.
+    before.write_if_changed(&place.image.join("image.lock"))?;
+    fs_err::write(&recipe, text.replace("packages = []", "packages = [\"extra\"]"))?;
+    let told = problems(&place.pgkiln("one", &["lock", "--update"], &["etcd"]));
+    assert!(told[0].remedy.contains("without components first"), "{told:?}");
+    Ok(())
+}
+
 /// Of the component, not of what moved beside it.
 #[test]
 fn a_component_s_changelog_is_shown() -> Result {

@@ -1,5 +1,5 @@
-//! A whole cluster takes another version while it is written to: one node at a time, one change of the leader, nothing lost;
-//! and a version that does not work goes no further than the first node, whatever else happens meanwhile. Run by
+//! A whole cluster takes another version, with another pgBackRest in it, while it is written to: one node at a time, one change
+//! of the leader, nothing lost, nothing missing in the archive that pauses meanwhile; and a version that does not work goes no further than the first node, whatever else happens meanwhile. Run by
 //! `cargo selftest`; alone: `PGKILN_TEST_IMAGE=… cargo test -p pgkiln-tests --test update`.
 //!
 //! The nodes are containers: the other slot is a file, and the lab chooses what boots as systemd-boot would (`lab::slots`).
@@ -61,6 +61,16 @@ fn wish(cluster: &TestCluster, next: &Next, name: &str) -> anyhow::Result<()> {
     let said = cluster.output(&cluster.slots[0], &["firstboot", "update", "--cluster", "--older", &path])?;
     ensure!(said.contains(&next.version), "{said}");
     Ok(())
+}
+
+/// What pgBackRest itself says it is, on every node: they all agree, or it is an error.
+fn pgbackrest(cluster: &TestCluster) -> anyhow::Result<String> {
+    let mut said = BTreeSet::new();
+    for slot in every(cluster) {
+        said.insert(cluster.output(&slot, &["pgbackrest", "version"])?.trim().to_owned());
+    }
+    ensure!(said.len() == 1, "pgBackRest says {said:?}");
+    said.pop_first().context("a node")
 }
 
 /// Every node has the version and is good, and nobody holds the lock any more.
@@ -136,6 +146,7 @@ fn story() -> anyhow::Result<()> {
 
 fn takes(cluster: &TestCluster, next: &Next) -> anyhow::Result<()> {
     let (before, leader) = (timeline(cluster)?, cluster.leader()?);
+    let pgbackrest_before = pgbackrest(cluster)?;
     let writer = cluster.write_through(&cluster.slots)?;
     writer.wait_rows(100, Duration::from_secs(30))?;
     let started = Instant::now();
@@ -147,8 +158,11 @@ fn takes(cluster: &TestCluster, next: &Next) -> anyhow::Result<()> {
         {
             order.push(turn);
         }
-        let status = cluster.slots.iter().filter_map(|slot| cluster.status(slot).ok());
-        notes.extend(status.flat_map(|status| status.notes).filter(|note| note.starts_with("backups:")));
+        for slot in every(cluster) {
+            let status = cluster.status(&slot).ok().into_iter();
+            let about = status.flat_map(|status| status.notes).filter(|note| note.starts_with("backups:"));
+            notes.extend(about.map(|note| (slot.clone(), note)));
+        }
         rolled(cluster, &next.version)
     })?;
     let took = started.elapsed();
@@ -161,6 +175,7 @@ fn takes(cluster: &TestCluster, next: &Next) -> anyhow::Result<()> {
         log.acknowledged.len()
     );
     ensure!(lost == 0, "{lost} acknowledged rows are lost");
+    paused(cluster, next, &pgbackrest_before, &notes)?;
     ensure!(timeline(cluster)? == before + 1, "timeline {before} became {}", timeline(cluster)?);
     let expected = order.len() == 4 && order[2] == leader && order[3] == BKP;
     ensure!(expected, "not the leader {leader} and then the repository host last: {order:?}");
@@ -169,6 +184,24 @@ fn takes(cluster: &TestCluster, next: &Next) -> anyhow::Result<()> {
         let loader = overview(cluster, &slot)?["node"]["loader"].clone();
         ensure!(loader[0]["tries_left"].is_null() && loader[0]["running"] == true, "{slot}: {loader}");
     }
+    Ok(())
+}
+
+/// Two versions of pgBackRest do not talk to each other: from the leader's turn to the repository host's nothing is archived, and
+/// both said so.
+fn paused(cluster: &TestCluster, next: &Next, before: &str, notes: &BTreeSet<(String, String)>) -> anyhow::Result<()> {
+    let Some(version) = &next.pgbackrest else { return Ok(()) };
+    let (after, leader) = (pgbackrest(cluster)?, cluster.leader()?);
+    ensure!(after != before && after.contains(version.as_str()), "`{before}` became `{after}`, not {version}");
+    for (slot, words) in [(leader.as_str(), "until the update has reached"), (BKP, "archiving may pause until")] {
+        let said =
+            |(by, note): &(String, String)| by == slot && note.contains(words) && note.contains(version.as_str());
+        ensure!(notes.iter().any(said), "{slot} never noted `{words}`: {notes:?}");
+    }
+    // A leader that was just promoted has a history to archive at once.
+    let failed: u32 = cluster.psql(&leader, "SELECT failed_count FROM pg_stat_archiver")?.parse()?;
+    eprintln!("{before} became {after}; meanwhile {failed} attempts to archive failed");
+    ensure!(failed > 0, "nothing shows that archiving paused");
     Ok(())
 }
 

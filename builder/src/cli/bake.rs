@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Beside;
 use crate::bake;
-use crate::disk::secure_boot::Keys;
+use crate::disk::secure_boot::{Keys, Signer};
 use crate::outputs::Format;
 use crate::progress::{Ui, seconds, size};
 
@@ -30,10 +30,19 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT,…", value_delimiter = ',')]
     format: Vec<Wanted>,
     /// RSA key (PEM) that signs boot loader and kernel image for Secure Boot
-    #[arg(long, value_name = "FILE", requires = "secure_boot_cert")]
+    #[arg(long, value_name = "FILE", requires = "secure_boot_cert", group = "secure_boot_signer")]
     secure_boot_key: Option<PathBuf>,
-    /// Its certificate (PEM), which the firmware must know
-    #[arg(long, value_name = "FILE", requires = "secure_boot_key")]
+    /// Command that signs instead, with a key in a token or behind a service; `--help` has its contract
+    ///
+    /// It is given to `sh -c` once for each program that is signed, gets a DER DigestInfo of SHA-256 on standard input and writes
+    /// the raw RSA signature (PKCS #1 v1.5) to standard output, which is what `openssl pkeyutl -sign -inkey KEY` and
+    /// `pkcs11-tool --sign --mechanism RSA-PKCS --id ID --pin env:PIN` do. It can ask nothing: its terminal is not shown. Its line
+    /// is printed if it fails, so take secrets from the environment. The signature is checked with the certificate, and is the
+    /// one that the key in a file would make. Needs `openssl` on this host.
+    #[arg(long, value_name = "CMD", requires = "secure_boot_cert", group = "secure_boot_signer")]
+    secure_boot_command: Option<String>,
+    /// The key's certificate (PEM), which the firmware must know
+    #[arg(long, value_name = "FILE", requires = "secure_boot_signer")]
     secure_boot_cert: Option<PathBuf>,
     /// Make the root tree again even if it is cached (packages are never downloaded twice)
     #[arg(long)]
@@ -80,8 +89,8 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     for chosen in [&args.beside.variant, &args.beside.architecture].into_iter().flatten() {
         name.push_str(&format!("-{chosen}"));
     }
-    let pair = args.secure_boot_key.zip(args.secure_boot_cert);
-    let keys = pair.map(|(key, certificate)| Keys { key, certificate });
+    let signer = args.secure_boot_key.map(Signer::Key).or(args.secure_boot_command.map(Signer::Command));
+    let keys = signer.zip(args.secure_boot_cert).map(|(signer, certificate)| Keys { signer, certificate });
     let mut options = bake::Options {
         agent: args.agent,
         formats: formats(&args.format),

@@ -11,7 +11,8 @@ use crate::image::{Image, overlay};
 use crate::lock::changelog;
 use crate::lock::relock::{self, Drift};
 use crate::lock::resolve::{self, Resolved};
-use crate::lock::{Lock, Recipe, Unlocked, stale};
+use crate::lock::stale::{self, Stale};
+use crate::lock::{Lock, Recipe, Unlocked};
 use crate::problem::Problem;
 use crate::progress::{Step, Ui, size};
 use crate::strict::suggestion;
@@ -120,7 +121,9 @@ fn moving(image: &Image, old: Option<&Lock>, names: &[String]) -> anyhow::Result
         let remedy = format!("run `pgkiln lock {}` first", image.arguments());
         return Err(Problem::new("there is no lock yet in which something could move alone", file, remedy).into());
     };
-    let reasons = stale::reasons(image, old);
+    // A suite that was added takes nothing away from what is to stay: a component may come from it alone.
+    let mut reasons = stale::reasons(image, old);
+    reasons.retain(|reason| !matches!(reason, Stale::SuiteAdded(..)));
     if !reasons.is_empty() {
         let mut problem = stale::problem(image, &reasons);
         problem.remedy = format!("run `pgkiln lock --update {}` without components first", image.arguments());

@@ -112,8 +112,7 @@ impl Work<'_> {
     }
 
     fn sandbox(&self) -> Sandbox {
-        // A tool tree has no /var/tmp.
-        Sandbox::new(self.tools, self.epoch).bind(self.dir, "srv", false).env("TMPDIR", "/tmp")
+        sandbox(self.tools, self.dir, self.epoch)
     }
 
     /// An identifier that follows from the image's version.
@@ -175,10 +174,16 @@ pub fn make_for(
     make(&Work { inputs, epoch, program }, program_sha256, formats).map(Some)
 }
 
+/// Where programs of the tool tree run, with `dir` at `/srv`.
+fn sandbox(tools: &Path, dir: &Path, epoch: u64) -> Sandbox {
+    // A tool tree has no /var/tmp.
+    Sandbox::new(tools, epoch).bind(dir, "srv", false).env("TMPDIR", "/tmp")
+}
+
 /// The program, signed if somebody signs.
 fn signed(work: &Work<'_>, program: PathBuf, name: &str) -> anyhow::Result<PathBuf> {
     let Some(keys) = work.keys else { return Ok(program) };
-    secure_boot::sign(work, keys, name).with_context(|| format!("signing {name}"))
+    secure_boot::sign(work.tools, work.dir, work.epoch, keys, name).with_context(|| format!("signing {name}"))
 }
 
 fn make(work: &Work<'_>, program_sha256: Sha256, formats: &[Format]) -> anyhow::Result<Disk> {

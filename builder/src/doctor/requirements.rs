@@ -226,5 +226,7 @@ pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
         tool(Tests, &table::NFT),
         tool(Tests, &table::OPENSSL),
         tool(Tests, &table::MINISIGN),
+        tool(Tests, &table::SOFTHSM),
+        tool(Tests, &table::PKCS11_TOOL),
     ]
 }

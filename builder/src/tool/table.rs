@@ -95,6 +95,18 @@ pub const QEMU: Tool = Tool {
 };
 /// Copies disks without filling their holes.
 pub const CP: Tool = Tool { name: "cp", package: "coreutils", minimum: None, why: "copying disks" };
-/// Makes the test key for Secure Boot readable.
-pub const OPENSSL: Tool =
-    Tool { name: "openssl", package: "openssl", minimum: None, why: "reading the firmware's test key in tests" };
+/// Makes the key that is thrown away where the one for Secure Boot is out of reach.
+pub const OPENSSL: Tool = Tool {
+    name: "openssl",
+    package: "openssl",
+    minimum: Some(("3.0", &["version"])),
+    why: "the layout of signatures by a command, and keys in tests",
+};
+/// Runs what the operator says.
+pub const SH: Tool = Tool { name: "sh", package: "dash", minimum: None, why: "running the command that signs" };
+/// Makes a token that keeps its key, as a security module does.
+pub const SOFTHSM: Tool =
+    Tool { name: "softhsm2-util", package: "softhsm2", minimum: None, why: "signing with a PKCS #11 token in tests" };
+/// Has such a token sign.
+pub const PKCS11_TOOL: Tool =
+    Tool { name: "pkcs11-tool", package: "opensc", minimum: None, why: "signing with a PKCS #11 token in tests" };

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use super::{Backups, PORT, TOPIC, pause};
 use crate::durable;
 use crate::render::pgbackrest::{Gate, repository};
+use crate::roll;
 
 /// Between looks, until there is a stanza and afterwards.
 const SOON: Duration = Duration::from_secs(1);
@@ -64,8 +65,14 @@ async fn look(backups: &Backups, last: &mut Gate) -> Result<()> {
         let mine = backups.desired.image.upstream_of("pgbackrest")?;
         let theirs = registered.iter().find(|node| Some(node.slot.as_str()) == host.map(|(slot, _)| slot));
         if let Some(theirs) = theirs.and_then(|node| node.pgbackrest.as_ref()).filter(|theirs| **theirs != mine) {
-            note =
-                Some(format!("pgBackRest here is {mine}, on the repository host {theirs}: give both the same image"));
+            let host = host.map_or("the repository host", |(slot, _)| slot);
+            // Newer ones know the files of older ones, but two of them only talk to each other if they are the same.
+            let versions = format!("pgBackRest here is {mine}, on {host} {theirs}");
+            let rolls = roll::under_way(&backups.client, backups.keys).await?;
+            note = Some(match rolls {
+                true => format!("nothing is archived from here until the update has reached {host}, too: {versions}"),
+                false => format!("nothing is archived from here: {versions}; give both the same image"),
+            });
         }
     } else if let Some(ip) = last.repository {
         gate.repository = answers(ip).await.then_some(ip);
