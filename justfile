@@ -29,6 +29,10 @@ torture what *args:
 bench-bake runs="3":
     cargo run --release -p pgkiln-tests --bin bench-bake -- {{runs}}
 
-# Real clusters: `just bench form` (beside a hand-written script), `just bench failover|gaps|wins`. Root, PGKILN_TEST_IMAGE.
+# Two bakes that share nothing but their inputs, agents included: the same bytes, or which file differs and how. Root; a quarter of an hour.
+repro *args:
+    cargo run --release -p pgkiln-tests --bin repro -- {{args}}
+
+# `just bench form|failover|gaps|wins`: real clusters, PGKILN_TEST_IMAGE. `just bench disk`: sizes, a bake beside mkosi's, a boot. Root.
 bench what *args:
     cargo run --release -p pgkiln-tests --bin bench -- {{what}} {{args}}

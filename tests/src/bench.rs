@@ -1,4 +1,5 @@
-//! Measurements of real clusters: forming one, against a hand-written script on the same image; and failing over.
+//! Measurements of real clusters: forming one, against a hand-written script on the same image; and failing over. Of disks: in
+//! `disk`.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -7,12 +8,15 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use crate::cluster::TestCluster;
-use crate::plot::{Bar, bars, histograms, median};
+use crate::plot::{self, Bar, histograms, median};
 use crate::workspace;
 
+mod disk;
 mod gaps;
+mod mkosi;
 mod wins;
 
+pub use disk::{Disk, disk};
 pub use gaps::{Gaps, gaps};
 pub use wins::{Wins, wins};
 
@@ -169,10 +173,15 @@ pub fn publish(name: &str, title: &str, unit: &str, rows: &[Bar]) -> anyhow::Res
         let runs: Vec<String> = row.runs.iter().map(|run| format!("{run:.2}")).collect();
         let _ = writeln!(table, "{:<44} {:>8.2}  {}", row.label, median(&row.runs), runs.join(" "));
     }
+    draw_bars(name, title, unit, rows, &serde_json::json!(rows))?;
+    Ok(table)
+}
+
+/// A chart of bars, and the numbers, in `target/bench/NAME.{svg,json}`.
+fn draw_bars(name: &str, title: &str, unit: &str, bars: &[Bar], rows: &serde_json::Value) -> anyhow::Result<()> {
     let dir = workspace::root().join("target/bench");
     fs_err::create_dir_all(&dir)?;
     let object = serde_json::json!({"title": title, "unit": unit, "rows": rows});
     fs_err::write(dir.join(format!("{name}.json")), serde_json::to_vec_pretty(&object)?)?;
-    fs_err::write(dir.join(format!("{name}.svg")), bars(title, unit, rows))?;
-    Ok(table)
+    Ok(fs_err::write(dir.join(format!("{name}.svg")), plot::bars(title, unit, bars))?)
 }

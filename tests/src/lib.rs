@@ -20,6 +20,7 @@ pub mod powercut;
 pub mod qemu;
 pub mod random;
 pub mod reference;
+pub mod repro;
 pub mod standin;
 pub mod tls_server;
 pub mod tree_diff;

@@ -62,7 +62,8 @@ pub fn read(root: &Path) -> anyhow::Result<BTreeMap<String, Node>> {
     Ok(tree)
 }
 
-fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+/// Extended attributes of a path, a link's own.
+pub(crate) fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut names = vec![0_u8; 4096];
     #[expect(unsafe_code, reason = "extended attributes have no safe wrapper here")]

@@ -221,6 +221,7 @@ pub(super) fn all(cache_dir: &Path) -> Vec<Requirement> {
         tool(Netboot, &table::DNSMASQ),
         file(Netboot, "iPXE", "what machines load before the script", "/usr/lib/ipxe/undionly.kpxe", "ipxe"),
         tool(Tests, &table::MMDEBSTRAP),
+        tool(Tests, &table::FAKETIME),
         tool(Tests, &table::STRACE),
         tool(Tests, &table::PSQL),
         tool(Tests, &table::NFT),

@@ -74,6 +74,9 @@ pub const CC: Tool = Tool { name: "cc", package: "gcc", minimum: None, why: "lin
 /// Compares our tree with what the reference tool makes.
 pub const MMDEBSTRAP: Tool =
     Tool { name: "mmdebstrap", package: "mmdebstrap", minimum: None, why: "comparing a baked tree with mmdebstrap's" };
+/// Bakes on another day.
+pub const FAKETIME: Tool =
+    Tool { name: "faketime", package: "faketime", minimum: None, why: "baking under another date in tests" };
 /// Kills the agent at chosen system calls.
 pub const STRACE: Tool =
     Tool { name: "strace", package: "strace", minimum: None, why: "killing the agent at chosen system calls in tests" };

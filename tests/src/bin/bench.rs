@@ -1,8 +1,10 @@
 //! Benchmarks on this machine: table on standard output, JSON and charts in `target/bench`. Needs root and a baked image
 //! (`PGKILN_TEST_IMAGE`).
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
-use pgkiln_tests::bench::{Formed, failovers, form, gaps, publish, wins};
+use pgkiln_tests::bench::{Formed, disk, failovers, form, gaps, publish, wins};
 use pgkiln_tests::plot::{Bar, median};
 
 #[derive(Debug, Parser)]
@@ -40,6 +42,18 @@ enum What {
         #[arg(long, default_value_t = 5)]
         runs: usize,
     },
+    /// Sizes of a disk, a bake of one beside mkosi's, and what a boot's time goes into (needs QEMU, mmdebstrap, no test image)
+    Disk {
+        /// How often each is timed
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// Without mkosi, which takes several times as long as all else
+        #[arg(long)]
+        no_peer: bool,
+        /// Install this agent instead of building one
+        #[arg(long, value_name = "FILE")]
+        agent: Option<PathBuf>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -66,6 +80,7 @@ fn main() -> anyhow::Result<()> {
         }
         What::Wins { runs, only } => print!("{}", wins(runs, &only)?.publish()?),
         What::Gaps { runs } => print!("{}", gaps(runs)?.publish()?),
+        What::Disk { runs, no_peer, agent } => print!("{}", disk(runs, !no_peer, agent)?.publish()?),
         What::Failover { runs } => {
             let runs = failovers(runs)?;
             let rows = [Bar { label: "leader's node killed, preset `norm`".to_owned(), runs }];
