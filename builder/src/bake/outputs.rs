@@ -15,6 +15,7 @@ use crate::lock::{moved, relock};
 use crate::manifest::Manifest;
 use crate::progress::Step;
 use crate::store::Store;
+use crate::tool::{Cmd, table};
 
 /// Has all packages of the recipes in the cache: from a store if one is given, else from the archives; with `relock` a lock the
 /// archive no longer serves is resolved anew (then the second value is true).
@@ -74,7 +75,8 @@ fn place(from: &Path, to: &Path) -> anyhow::Result<()> {
     match fs_err::rename(from, to) {
         Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
             let partial = to.with_file_name(format!(".{}.partial", to.file_name().context("path")?.display()));
-            fs_err::copy(from, &partial)?;
+            // A disk is mostly holes; written out, each would take several times what it has in it.
+            Cmd::new(&table::CP).arg("--sparse=always").arg(from).arg(&partial).run()?;
             fs_err::rename(&partial, to)?;
             Ok(())
         }

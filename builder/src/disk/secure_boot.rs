@@ -66,7 +66,7 @@ pub fn sign(tools: &Path, dir: &Path, epoch: u64, keys: &Keys, name: &str) -> an
         Signer::Key(path) => {
             let key = key(path, &certificate)?;
             fs_err::copy(path, &key_file)?;
-            (certificate.der.clone(), Signs::Key(key))
+            (certificate.der.clone(), Signs::Key(Box::new(key)))
         }
         Signer::Command(line) => (certificate.of_another_key(&key_file)?, Signs::Command(line)),
     };
@@ -105,7 +105,7 @@ fn key(path: &Path, certificate: &Certificate) -> anyhow::Result<KeyPair> {
 
 /// Makes a signature.
 enum Signs<'a> {
-    Key(KeyPair),
+    Key(Box<KeyPair>),
     Command(&'a str),
 }
 
