@@ -1,8 +1,8 @@
 //! One recipe baked in two worlds that have nothing in common but what the bake may depend on.
 //!
 //! What must not matter is a field of [`Conditions`] or [`Place`]; to vary one thing more, add a field. Not varied: the kernel and
-//! the model of the processor. The date is `faketime`'s, a library preloaded into pgkiln and the host's programs it starts
-//! (cargo, rustc, the linker); nothing of the environment enters the sandbox, so what runs there has the real clock, which
+//! the model of the processor. The date is `faketime`'s, a library preloaded into pgkiln, cargo and
+//! build scripts; rustc does not bear it, and nothing of the environment enters the sandbox, so what runs there has the real clock, which
 //! moves on between two bakes but not by months. User and home are names in the environment: a bake is always root's.
 
 use std::path::{Path, PathBuf};
@@ -93,7 +93,7 @@ impl Conditions {
             // Pauses are measured by the monotonic clock, which stays right; times of files too, or cargo would find all of
             // them too young.
             cmd = cmd.env("NO_FAKE_STAT", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-            cmd = cmd.wrapped_by(&table::FAKETIME, ["-f", later]);
+            cmd = cmd.env("RUSTC_WRAPPER", without_preload(work)?).wrapped_by(&table::FAKETIME, ["-f", later]);
         }
         let said = self.with_ours(|| binary::run(cmd))?;
         ensure!(said.code == Some(0), "baking {self:?}\n{}", said.stderr);
@@ -181,6 +181,14 @@ impl Place {
         };
         Ok(bake::bake(&options, &Ui::silent(self.cache.clone()))?.tools)
     }
+}
+
+/// A program that runs rustc in today's world: with faketime's library its memory allocator waits for itself for ever.
+fn without_preload(dir: &Path) -> anyhow::Result<PathBuf> {
+    let path = dir.join("rustc-wrapper");
+    fs_err::write(&path, "#!/bin/sh\nunset LD_PRELOAD\nexec \"$@\"\n")?;
+    fs_err::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(path)
 }
 
 /// What an environment variable names, else a directory of the home.
