@@ -41,7 +41,7 @@ fn build(name: &str) -> PathBuf {
     let release = profile.ends_with("release").then_some("--release");
     // As part of the workspace, which is how the tests are built: alone, a program needs fewer features of its dependencies, and
     // cargo would build all of them, and both libraries, a second time.
-    let cargo = Cmd::new(&table::CARGO).args(["build", "--quiet", "--workspace", "--bin", name]);
+    let cargo = Cmd::new(&table::CARGO).outside_cargo().args(["build", "--quiet", "--workspace", "--bin", name]);
     let built = cargo.args(release).arg("--target-dir").arg(&target).current_dir(workspace::root()).run();
     built.unwrap_or_else(|error| panic!("building {name}: {error:#}"));
     target.join(if release.is_some() { "release" } else { "debug" }).join(name)

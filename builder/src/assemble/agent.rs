@@ -66,6 +66,7 @@ fn build(package: &str, image_dir: &Path, cache: &Cache) -> anyhow::Result<PathB
     }
     let _alone = cache.lock("agent", || ())?;
     Cmd::new(&table::CARGO)
+        .outside_cargo()
         .args(["build", "--locked", "--quiet", "--profile", "agent", "--package", package, "--target", &triple])
         .env("CARGO_TARGET_DIR", &target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))

@@ -17,6 +17,8 @@ use nix::unistd::Pid;
 
 use super::{Captured, Failed, Running, Tool, shell_quoted, table};
 
+/// What the names of variables begin with that cargo sets for a program it runs (The Cargo Book, "Environment Variables").
+const CARGO_TELLS: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
 /// How much of a failed program's stderr an error shows; the interesting part is at its end.
 const STDERR_TAIL_LINES: usize = 20;
 
@@ -38,6 +40,7 @@ pub struct Cmd {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     env_clear: bool,
+    outside_cargo: bool,
     dir: Option<PathBuf>,
     input: Input,
     resumed: bool,
@@ -53,6 +56,7 @@ impl Cmd {
             args: Vec::new(),
             env: Vec::new(),
             env_clear: false,
+            outside_cargo: false,
             dir: None,
             input: Input::Null,
             resumed: false,
@@ -91,6 +95,14 @@ impl Cmd {
     #[must_use]
     pub fn env_clear(mut self) -> Self {
         self.env_clear = true;
+        self
+    }
+
+    /// Hides what a cargo that runs us says about its own package (`cargo run`, `cargo nextest`): build scripts that look at it
+    /// would run again, and what depends on them be built again, each time another cargo asks for the same build.
+    #[must_use]
+    pub fn outside_cargo(mut self) -> Self {
+        self.outside_cargo = true;
         self
     }
 
@@ -280,6 +292,12 @@ impl Cmd {
         command.args(&argv[1..]);
         if self.env_clear {
             command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        }
+        if self.outside_cargo {
+            let told = |name: &OsString| CARGO_TELLS.iter().any(|start| name.to_string_lossy().starts_with(start));
+            for (name, _) in std::env::vars_os().filter(|(name, _)| told(name)) {
+                command.env_remove(name);
+            }
         }
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
         if let Some(dir) = &self.dir {

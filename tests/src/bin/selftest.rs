@@ -88,7 +88,7 @@ fn run(args: &Args, ui: &Ui) -> anyhow::Result<bool> {
 /// Cargo for all packages, in the profile this program itself was built in: another one would build every dependency a
 /// second time.
 fn cargo(what: &[&str]) -> Cmd {
-    Cmd::new(&table::CARGO).args(what).args(["--release", "--workspace"]).current_dir(workspace::root())
+    Cmd::new(&table::CARGO).outside_cargo().args(what).args(["--release", "--workspace"]).current_dir(workspace::root())
 }
 
 /// The tests; which of them may run beside which, and for how long: `.config/nextest.toml`.
