@@ -100,5 +100,5 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     };
     let out = outputs::publish(&made, &manifest, &options.out)?;
     step.done();
-    Ok(Baked::new(&out, &manifest, image, relocked, [base, tools_tree], started))
+    Ok(Baked::new(&out, &manifest, image, relocked, base, started))
 }

@@ -172,14 +172,9 @@ impl Place {
     }
 
     /// The tool tree of these bakes, which has what reads their outputs.
-    pub fn tools(&self, work: &Path) -> anyhow::Result<PathBuf> {
-        let options = bake::Options {
-            agent: self.agent.clone(),
-            relock: true,
-            formats: Some(Vec::new()),
-            ..bake::Options::new(&self.recipe, work.join("tools"))
-        };
-        Ok(bake::bake(&options, &Ui::silent(self.cache.clone()))?.tools)
+    pub fn tools(&self) -> anyhow::Result<PathBuf> {
+        let ui = Ui::silent(self.cache.clone());
+        Ok(bake::tool_tree(&self.recipe.with_file_name("tools"), &ui)?.root)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt::Write as _;
+use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
@@ -20,20 +21,38 @@ use walkdir::WalkDir;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     mode: u32,
-    user: String,
-    group: String,
+    owner: String,
+    /// When it was changed, if that matters.
+    modified: Option<i64>,
     xattrs: BTreeMap<String, Vec<u8>>,
-    content: String,
+    /// Digest of a file, target of a link.
+    pub(crate) content: String,
     /// Names of the same file (hard links); directories have none.
     links: u64,
 }
 
-/// Reads a whole tree.
+/// Reads a whole tree; owners by the names it gives them.
 pub fn read(root: &Path) -> anyhow::Result<BTreeMap<String, Node>> {
     let ids = Ids::read(root)?;
     let (users, groups) = ids.names();
-    let mut tree = BTreeMap::new();
-    for entry in WalkDir::new(root).min_depth(1) {
+    let name = |table: &BTreeMap<u32, &str>, id: u32| table.get(&id).map_or(id.to_string(), |name| (*name).to_owned());
+    let node = |meta: &Metadata| (format!("{}:{}", name(&users, meta.uid()), name(&groups, meta.gid())), None);
+    walk(WalkDir::new(root).min_depth(1), root, &node)
+}
+
+/// The same with everything a file system keeps: the root itself, owners as numbers, and times.
+pub fn read_exactly(root: &Path) -> anyhow::Result<BTreeMap<String, Node>> {
+    let node = |meta: &Metadata| (format!("{}:{}", meta.uid(), meta.gid()), Some(meta.mtime()));
+    walk(WalkDir::new(root), root, &node)
+}
+
+fn walk(
+    tree: WalkDir,
+    root: &Path,
+    owner_and_time: &dyn Fn(&Metadata) -> (String, Option<i64>),
+) -> anyhow::Result<BTreeMap<String, Node>> {
+    let mut nodes = BTreeMap::new();
+    for entry in tree {
         let entry = entry?;
         let meta = entry.metadata()?;
         let kind = meta.file_type();
@@ -46,24 +65,17 @@ pub fn read(root: &Path) -> anyhow::Result<BTreeMap<String, Node>> {
         } else {
             String::new()
         };
-        let name =
-            |table: &BTreeMap<u32, &str>, id: u32| table.get(&id).map_or(id.to_string(), |name| (*name).to_owned());
-        let node = Node {
-            mode: meta.mode(),
-            user: name(&users, meta.uid()),
-            group: name(&groups, meta.gid()),
-            xattrs: xattrs(entry.path())?,
-            content,
-            links: if kind.is_dir() { 1 } else { meta.nlink() },
-        };
+        let (owner, modified) = owner_and_time(&meta);
+        let links = if kind.is_dir() { 1 } else { meta.nlink() };
+        let node = Node { mode: meta.mode(), owner, modified, xattrs: xattrs(entry.path())?, content, links };
         let path = entry.path().strip_prefix(root)?.to_str().context("a path is UTF-8")?;
-        tree.insert(format!("/{path}"), node);
+        nodes.insert(format!("/{path}"), node);
     }
-    Ok(tree)
+    Ok(nodes)
 }
 
 /// Extended attributes of a path, a link's own.
-pub(crate) fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut names = vec![0_u8; 4096];
     #[expect(unsafe_code, reason = "extended attributes have no safe wrapper here")]
@@ -85,11 +97,28 @@ pub(crate) fn xattrs(path: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
 
 /// What differs, by path: `ours` against `theirs`.
 pub fn differences(ours: &BTreeMap<String, Node>, theirs: &BTreeMap<String, Node>) -> BTreeMap<String, String> {
+    let content =
+        |_: &str, [ours, theirs]: [&Node; 2]| format!("content {:.20} / {:.20}", ours.content, theirs.content);
+    differences_with(ours, theirs, content)
+}
+
+/// The same; `content` says how the content at a path differs.
+pub fn differences_with(
+    ours: &BTreeMap<String, Node>,
+    theirs: &BTreeMap<String, Node>,
+    content: impl Fn(&str, [&Node; 2]) -> String,
+) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for (path, node) in ours {
         match theirs.get(path) {
             None => _ = found.insert(path.clone(), "only ours".to_owned()),
-            Some(other) if other != node => _ = found.insert(path.clone(), describe(node, other)),
+            Some(other) if other != node => {
+                let mut text = describe(node, other);
+                if node.content != other.content {
+                    text.push_str(&content(path, [node, other]));
+                }
+                found.insert(path.clone(), text);
+            }
             Some(_) => {}
         }
     }
@@ -99,22 +128,25 @@ pub fn differences(ours: &BTreeMap<String, Node>, theirs: &BTreeMap<String, Node
     found
 }
 
+/// Everything but the content.
 fn describe(ours: &Node, theirs: &Node) -> String {
     let mut text = String::new();
     if ours.mode != theirs.mode {
         let _ = write!(text, "mode {:o} / {:o} ", ours.mode, theirs.mode);
     }
-    if (&ours.user, &ours.group) != (&theirs.user, &theirs.group) {
-        let _ = write!(text, "owner {}:{} / {}:{} ", ours.user, ours.group, theirs.user, theirs.group);
+    if ours.owner != theirs.owner {
+        let _ = write!(text, "owner {} / {} ", ours.owner, theirs.owner);
+    }
+    if let (Some(ours), Some(theirs)) = (ours.modified, theirs.modified)
+        && ours != theirs
+    {
+        let _ = write!(text, "time {ours} / {theirs} ");
     }
     if ours.xattrs != theirs.xattrs {
         let _ = write!(text, "xattrs {:?} / {:?} ", ours.xattrs, theirs.xattrs);
     }
     if ours.links != theirs.links {
         let _ = write!(text, "hard links {} / {} ", ours.links, theirs.links);
-    }
-    if ours.content != theirs.content {
-        let _ = write!(text, "content {:.20} / {:.20}", ours.content, theirs.content);
     }
     text
 }

@@ -309,12 +309,10 @@ fn dpkg_audit_and_verify_are_clean() -> Result {
 fn two_bakes_give_the_same_bytes() -> Result {
     let cache = cache()?;
     let work = scratch(&cache)?;
-    let agent = work.path().join("agent");
-    fs_err::write(&agent, "#!/bin/sh\n")?;
-    let place = Place { agent: Some(agent), ..Place::here("debian-13", &cache) };
+    let place = place(&cache, work.path())?;
     let first = Conditions::USUAL.bake(&place, work.path())?;
     let second = Conditions::OTHER.bake(&place, work.path())?;
-    let tools = || place.tools(work.path());
+    let tools = || place.tools();
     let unpacker = Unpacker { tools: &tools, work: &work.path().join("unpacked") };
     let found = differences(&first, &second, &unpacker)?;
     assert!(found.is_empty(), "{}", found.join("\n"));
@@ -326,16 +324,21 @@ fn two_bakes_give_the_same_bytes() -> Result {
     Ok(())
 }
 
+/// This checkout, with an agent that need not be built.
+fn place(cache: &Cache, work: &Path) -> Result<Place> {
+    let agent = work.join("agent");
+    fs_err::write(&agent, "#!/bin/sh\n")?;
+    Ok(Place { agent: Some(agent), ..Place::here("debian-13", cache) })
+}
+
 /// What [`two_bakes_give_the_same_bytes`] says when they do not: the file in the root, not only the image around it.
 #[test]
 #[ignore = "needs root and a cached tool tree"]
 fn a_byte_that_differs_between_two_bakes_is_found_in_its_file() -> Result {
     let cache = cache()?;
     let work = scratch(&cache)?;
-    let agent = work.path().join("agent");
-    fs_err::write(&agent, "#!/bin/sh\n")?;
-    let place = Place { agent: Some(agent), ..Place::here("debian-13", &cache) };
-    let tools = place.tools(work.path())?;
+    let place = place(&cache, work.path())?;
+    let tools = place.tools()?;
     let image = |name: &str, built: &str| -> Result<PathBuf> {
         let (root, out) = (work.path().join(name).join("root"), work.path().join(name).join("out"));
         fs_err::create_dir_all(root.join("usr/bin"))?;

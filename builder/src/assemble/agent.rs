@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use tempfile::TempDir;
 
 use crate::cache::Cache;
 use crate::digest::Sha256;
@@ -18,23 +19,27 @@ pub struct Programs {
     pub agent_sha256: Sha256,
     /// PID 1 of the initramfs; none where an image is baked without its sources, as a tree only.
     initrd: Option<(PathBuf, Sha256)>,
+    /// Where those that were built here are until they are in the image.
+    _dir: TempDir,
 }
 
 impl Programs {
     /// The agent `given` or the workspace's own, and the initrd's program. That one is always the workspace's: it belongs to
     /// this builder, as the list of modules does. It is built for every image, disk or not: the version depends on it.
     pub fn find(given: Option<&Path>, image_dir: &Path, cache: &Cache) -> anyhow::Result<Self> {
+        let dir = cache.work_dir("programs-")?;
         let agent = match given {
             Some(path) => path.to_owned(),
-            None => build("firstboot", image_dir, cache).context("building the agent")?,
+            None => build("firstboot", image_dir, cache, dir.path()).context("building the agent")?,
         };
         let agent_sha256 = Sha256::of_file(&agent).context("reading the agent")?.0;
         let initrd = workspace(image_dir).ok().map(|_| {
-            let program = build("pgkiln-initrd", image_dir, cache).context("building the initrd's program")?;
+            let program =
+                build("pgkiln-initrd", image_dir, cache, dir.path()).context("building the initrd's program")?;
             let digest = Sha256::of_file(&program)?.0;
             anyhow::Ok((program, digest))
         });
-        Ok(Self { agent, agent_sha256, initrd: initrd.transpose()? })
+        Ok(Self { agent, agent_sha256, initrd: initrd.transpose()?, _dir: dir })
     }
 
     /// What a version stands for.
@@ -52,8 +57,9 @@ impl Programs {
 }
 
 /// Builds a package's program, static, with the paths of this machine mapped away, in a target directory of its own (other flags
-/// than a developer's build, so the two never rebuild each other).
-fn build(package: &str, image_dir: &Path, cache: &Cache) -> anyhow::Result<PathBuf> {
+/// than a developer's build, so the two never rebuild each other). A copy in `to`: what cargo wrote is the next checkout's that
+/// bakes with this cache, as soon as the lock is gone.
+fn build(package: &str, image_dir: &Path, cache: &Cache, to: &Path) -> anyhow::Result<PathBuf> {
     let workspace = workspace(image_dir)?;
     let target_dir = cache.root().join("agent");
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -72,7 +78,9 @@ fn build(package: &str, image_dir: &Path, cache: &Cache) -> anyhow::Result<PathB
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .current_dir(&workspace)
         .run()?;
-    Ok(target_dir.join(triple).join("agent").join(package))
+    let program = to.join(package);
+    fs_err::copy(target_dir.join(triple).join("agent").join(package), &program)?;
+    Ok(program)
 }
 
 /// The checkout an image's directory lies in.

@@ -89,9 +89,7 @@ pub struct Baked {
     pub other_keys: Vec<String>,
     /// The root tree it was made from, still writable: for tests and benchmarks, and only to be read.
     pub tree: PathBuf,
-    /// The tool tree, likewise.
-    pub tools: PathBuf,
-    /// Whether the root tree came from the cache.
+    /// Whether that came from the cache.
     pub tree_cached: bool,
     /// How long it took.
     pub elapsed: Duration,
@@ -103,7 +101,7 @@ impl Baked {
         manifest: &Manifest<'_>,
         image: &Image,
         relocked: bool,
-        [tree, tools]: [RootTree; 2],
+        tree: RootTree,
         started: Instant,
     ) -> Self {
         let root = &manifest.outputs[0];
@@ -118,7 +116,6 @@ impl Baked {
             other_keys: image.other_keys().into_iter().map(str::to_owned).collect(),
             tree_cached: tree.cached,
             tree: tree.root,
-            tools: tools.root,
             elapsed: started.elapsed(),
         }
     }

@@ -47,7 +47,7 @@ fn run(args: &Cli, ui: &Ui) -> anyhow::Result<bool> {
     let second = Conditions::OTHER.bake(&elsewhere, work.path())?;
     step.done();
     let step = steps.start("compare");
-    let tools = || here.tools(work.path());
+    let tools = || here.tools();
     let unpacker = Unpacker { tools: &tools, work: &work.path().join("unpacked") };
     let found = differences(&first, &second, &unpacker)?;
     step.done();

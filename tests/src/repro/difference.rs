@@ -1,20 +1,15 @@
 //! What differs between the outputs of two bakes, for a person who has to find out why: values of the manifest, files of the
 //! root, and where in each output the first other byte is.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use pgkiln::digest::Sha256;
 use pgkiln::disk::gpt;
 use pgkiln::sandbox::Sandbox;
 use serde_json::Value;
-use walkdir::WalkDir;
 
-use crate::tree_diff::xattrs;
+use crate::tree_diff::{self, Node};
 
 /// Files compared at a time.
 const CHUNK: u64 = 1 << 20;
@@ -147,89 +142,24 @@ fn partition(file: &Path, at: u64) -> String {
     found.map(|one| format!(", in partition `{}`", one.kind.name())).unwrap_or_default()
 }
 
-/// What is at a path, as numbers: names of users come from the tree itself.
-#[derive(PartialEq)]
-struct Node {
-    mode: u32,
-    owner: [u32; 2],
-    /// Of files; a directory's depends on the file system.
-    bytes: u64,
-    modified: i64,
-    links: u64,
-    xattrs: BTreeMap<String, Vec<u8>>,
-    /// Digest, target, or number of the device.
-    content: String,
-}
-
-fn read(root: &Path) -> anyhow::Result<BTreeMap<String, Node>> {
-    let mut tree = BTreeMap::new();
-    for entry in WalkDir::new(root) {
-        let entry = entry?;
-        let (meta, kind) = (entry.metadata()?, entry.file_type());
-        let content = match (kind.is_file(), kind.is_symlink()) {
-            (true, _) => Sha256::of_file(entry.path())?.0.to_string(),
-            (_, true) => format!("-> {}", fs_err::read_link(entry.path())?.display()),
-            _ => meta.rdev().to_string(),
-        };
-        let node = Node {
-            mode: meta.mode(),
-            owner: [meta.uid(), meta.gid()],
-            bytes: if kind.is_file() { meta.len() } else { 0 },
-            modified: meta.mtime(),
-            links: if kind.is_dir() { 1 } else { meta.nlink() },
-            xattrs: xattrs(entry.path())?,
-            content,
-        };
-        tree.insert(format!("/{}", entry.path().strip_prefix(root)?.display()), node);
-    }
-    Ok(tree)
-}
-
 /// Paths of two trees that differ, and how.
 pub(super) fn trees_differ(one: &Path, other: &Path) -> anyhow::Result<Vec<String>> {
-    let (ours, theirs) = (read(one)?, read(other)?);
-    let mut found = Vec::new();
-    for (path, node) in &ours {
-        match theirs.get(path) {
-            None => found.push(format!("{path}: only in the first")),
-            Some(there) if there != node => {
-                found.push(format!("{path}:{}", describe(path, [one, other], [node, there])?))
-            }
-            Some(_) => {}
-        }
-    }
-    let new = theirs.keys().filter(|path| !ours.contains_key(*path));
-    found.extend(new.map(|path| format!("{path}: only in the second")));
-    Ok(found)
-}
-
-fn describe(path: &str, roots: [&Path; 2], nodes: [&Node; 2]) -> anyhow::Result<String> {
-    let [a, b] = nodes;
-    let mut text = String::new();
-    if a.mode != b.mode {
-        let _ = write!(text, " mode {:o} / {:o}", a.mode, b.mode);
-    }
-    if a.owner != b.owner {
-        let _ = write!(text, " owner {:?} / {:?}", a.owner, b.owner);
-    }
-    if a.modified != b.modified {
-        let _ = write!(text, " time {} / {}", a.modified, b.modified);
-    }
-    if a.links != b.links {
-        let _ = write!(text, " hard links {} / {}", a.links, b.links);
-    }
-    if a.xattrs != b.xattrs {
-        let _ = write!(text, " extended attributes {:?} / {:?}", a.xattrs, b.xattrs);
-    }
-    if a.content != b.content {
-        let files = roots.map(|root| root.join(path.trim_start_matches('/')));
+    let (ours, theirs) = (tree_diff::read_exactly(one)?, tree_diff::read_exactly(other)?);
+    let content = |path: &str, [a, b]: [&Node; 2]| {
+        let files = [one, other].map(|root| root.join(path.trim_start_matches('/')));
         let both_files = files.iter().all(|file| file.symlink_metadata().is_ok_and(|meta| meta.is_file()));
-        match both_files.then(|| gap(&files[0], &files[1])).transpose()?.flatten() {
-            Some(gap) => _ = write!(text, " sha256 {:.12} / {:.12}, {gap}", a.content, b.content),
-            None => _ = write!(text, " {} / {}", a.content, b.content),
+        match both_files.then(|| gap(&files[0], &files[1])).transpose() {
+            Ok(Some(Some(gap))) => format!("sha256 {:.12} / {:.12}, {gap}", a.content, b.content),
+            Ok(_) => format!("{} / {}", a.content, b.content),
+            Err(error) => format!("and cannot be read again: {error:#}"),
         }
-    }
-    Ok(text)
+    };
+    let line = |(path, how): (String, String)| match how.as_str() {
+        "only ours" => format!("{path}: only in the first"),
+        "only theirs" => format!("{path}: only in the second"),
+        how => format!("{path}: {}", how.trim_end()),
+    };
+    Ok(tree_diff::differences_with(&ours, &theirs, content).into_iter().map(line).collect())
 }
 
 #[cfg(test)]
