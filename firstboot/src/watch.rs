@@ -84,14 +84,15 @@ struct Done {
 }
 
 impl Done {
-    /// Whether it is long enough. With the preset `wide` Patroni tries once in ten seconds.
+    /// Whether it is long enough. With the preset `wide` Patroni tries once in ten seconds. Said only while a try has failed:
+    /// one that is under way may be a long recovery, which is no reason to go back to another version.
     fn does_not_start(&mut self, local: Option<&Local>, now: Instant) -> bool {
         match local.and_then(Local::starts) {
             Some(true) => self.in_vain = None,
-            Some(false) => _ = self.in_vain.get_or_insert(now),
+            Some(false) => return now.duration_since(*self.in_vain.get_or_insert(now)) > IN_VAIN,
             None => {}
         }
-        self.in_vain.is_some_and(|since| now.duration_since(since) > IN_VAIN)
+        false
     }
 }
 
@@ -263,8 +264,9 @@ mod tests {
         };
         assert!(!look(Some("start failed"), 0) && !look(Some("starting"), 30) && !look(None, 40));
         assert!(look(Some("start failed"), 61), "the tries between do not count as better");
-        assert!(!look(Some("running"), 62) && !look(Some("crashed"), 63) && !look(Some("crashed"), 120));
-        assert!(look(Some("crashed"), 124));
-        assert!(!look(Some("creating replica"), 125), "somebody has it begin anew");
+        assert!(!look(Some("starting"), 600), "it may be recovering");
+        assert!(!look(Some("running"), 602) && !look(Some("crashed"), 603) && !look(Some("crashed"), 660));
+        assert!(look(Some("crashed"), 664));
+        assert!(!look(Some("creating replica"), 665), "somebody has it begin anew");
     }
 }
