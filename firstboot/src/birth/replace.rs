@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::etcd::{Client, Error, LeaseId, Member, Swap};
+use crate::etcd::{Client, LeaseId, Member, Swap};
 use crate::status::Board;
 
 /// Lifetime of the membership lock without renewal; every pause below is shorter.
@@ -63,15 +63,23 @@ impl Replacement<'_> {
             tracing::warn!("removing the dead member {:x} of slot {}", own.id, self.slot);
             self.client.remove(own.id).await?;
         }
-        match self.client.add_learner(self.peer_url).await {
-            // The answer was lost: the list tells.
-            Ok(_) | Err(Error::Unavailable { ambiguous: true, .. }) => {}
-            Err(error) => return Err(error).context("adding this node to etcd without a vote"),
+        // Each member judges by the connections it has itself (etcd, `isConnectedFullySince`), and one may take a peer for lost
+        // long after that has come back: where one says no, another may say yes.
+        let mut refused = None;
+        for member in members.iter().filter(|member| member.has_started() && member.name != self.slot) {
+            if let Err(error) = self.client.add_learner_at(&member.name, self.peer_url).await {
+                refused = Some(error);
+            }
+            // An answer may be lost: the list tells. etcd takes the same URL only once.
+            let members = self.client.members().await?;
+            if members.iter().any(|m| !m.has_started() && m.peer_urls.iter().any(|url| url == self.peer_url)) {
+                return Ok(members);
+            }
         }
-        let members = self.client.members().await?;
-        let added = members.iter().any(|m| !m.has_started() && m.peer_urls.iter().any(|url| url == self.peer_url));
-        anyhow::ensure!(added, "etcd did not add this node");
-        Ok(members)
+        match refused {
+            Some(error) => Err(error).context("no member of etcd adds this node"),
+            None => bail!("etcd did not add this node"),
+        }
     }
 
     async fn others_hold_quorum(&self, members: &[Member]) -> Result<()> {

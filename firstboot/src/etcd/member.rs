@@ -93,10 +93,10 @@ impl Client {
         Ok(list.members)
     }
 
-    /// Adds a member without a vote; it must then be started with this list and promoted.
-    pub async fn add_learner(&self, peer_url: &str) -> Result<Member, Error> {
+    /// Adds a member without a vote, asked of the member of `slot`; it must then be started with this list and promoted.
+    pub async fn add_learner_at(&self, slot: &str, peer_url: &str) -> Result<Member, Error> {
         let body = json!({"peerURLs": [peer_url], "isLearner": true});
-        let added: Added = self.call_once("cluster/member/add", &body).await?;
+        let added: Added = self.call_at(slot, "cluster/member/add", &body).await?;
         Ok(added.member)
     }
 

@@ -129,7 +129,7 @@ fn keys_leases_watches_and_members() {
         assert!(members.len() == 1 && members[0].has_started());
         let status = client.status("pg-1").await.unwrap();
         assert!(status.is_leader() && status.member_id() == members[0].id && status.raft_index > 0);
-        let learner = client.add_learner("https://127.0.0.1:9").await.unwrap();
+        let learner = client.add_learner_at("pg-1", "https://127.0.0.1:9").await.unwrap();
         assert!(learner.learner && !learner.has_started());
         assert!(matches!(client.promote_at("pg-1", learner.id).await, Err(Error::Refused { .. })));
         client.remove(learner.id).await.unwrap();
@@ -160,9 +160,9 @@ fn authentication_from_two_seeds_at_once() {
         assert!(proxy.put("/service/orders/leader", b"pg-2", None).await.is_err());
         let agent = as_user("agent", &accounts.agent);
         agent.put("/pgkiln/x/cluster", b"{}", None).await.unwrap();
-        let learner = agent.add_learner("https://127.0.0.1:9").await.unwrap();
+        let learner = agent.add_learner_at("pg-1", "https://127.0.0.1:9").await.unwrap();
         agent.remove(learner.id).await.unwrap();
-        assert!(patroni.add_learner("https://127.0.0.1:9").await.is_err());
+        assert!(patroni.add_learner_at("pg-1", "https://127.0.0.1:9").await.is_err());
 
         // A token etcd does not know any more (restart, expiry) is replaced unseen.
         agent.set_token("forgotten.1");
