@@ -27,8 +27,8 @@ pub struct Node {
     xattrs: BTreeMap<String, Vec<u8>>,
     /// Digest of a file, target of a link.
     pub(crate) content: String,
-    /// Names of the same file (hard links); directories have none.
-    links: u64,
+    /// Names of the same file (hard links) in this tree; what has names elsewhere too, a backup say, is no different for it.
+    links: usize,
 }
 
 /// Reads a whole tree; owners by the names it gives them.
@@ -52,6 +52,7 @@ fn walk(
     owner_and_time: &dyn Fn(&Metadata) -> (String, Option<i64>),
 ) -> anyhow::Result<BTreeMap<String, Node>> {
     let mut nodes = BTreeMap::new();
+    let mut inodes: BTreeMap<_, Vec<String>> = BTreeMap::new();
     for entry in tree {
         let entry = entry?;
         let meta = entry.metadata()?;
@@ -66,10 +67,15 @@ fn walk(
             String::new()
         };
         let (owner, modified) = owner_and_time(&meta);
-        let links = if kind.is_dir() { 1 } else { meta.nlink() };
-        let node = Node { mode: meta.mode(), owner, modified, xattrs: xattrs(entry.path())?, content, links };
-        let path = entry.path().strip_prefix(root)?.to_str().context("a path is UTF-8")?;
-        nodes.insert(format!("/{path}"), node);
+        let node = Node { mode: meta.mode(), owner, modified, xattrs: xattrs(entry.path())?, content, links: 1 };
+        let path = format!("/{}", entry.path().strip_prefix(root)?.to_str().context("a path is UTF-8")?);
+        inodes.entry((meta.dev(), meta.ino())).or_default().push(path.clone());
+        nodes.insert(path, node);
+    }
+    for names in inodes.values().filter(|names| names.len() > 1) {
+        for name in names {
+            nodes.get_mut(name).context("a path just read")?.links = names.len();
+        }
     }
     Ok(nodes)
 }
@@ -233,5 +239,12 @@ mod tests {
         assert!(allowed("/etc/*").judge(&mode).is_empty());
         assert_eq!(allowed("/usr/**").judge(&mode).len(), 2, "unexplained and unused");
         assert!(!matches(b"/etc/*", b"/etc/a/b") && matches(b"/etc/**", b"/etc/a/b"));
+
+        fs_err::hard_link(dir.path().join("a/etc/file"), dir.path().join("outside")).unwrap();
+        assert!(differences(&base, &read(&dir.path().join("a")).unwrap()).is_empty(), "a name outside is not the tree's");
+        fs_err::hard_link(dir.path().join("a/etc/file"), dir.path().join("a/etc/again")).unwrap();
+        let again = differences(&base, &read(&dir.path().join("a")).unwrap());
+        assert_eq!(again["/etc/again"], "only theirs");
+        assert_eq!(again["/etc/file"], "hard links 1 / 2 ");
     }
 }
