@@ -1,5 +1,5 @@
 //! The next version of the image under test, as an update set: the same recipe with one more package and, where the mirror has
-//! it, the pgBackRest of Debian's next release; and one whose agent does not work.
+//! it, the pgBackRest of Debian's next release; one whose agent does not work, and one whose Patroni does not.
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,9 @@ const SUITES: (&str, &str) = (r#"suites = ["trixie", "#, r#"suites = ["forky", "
 const FROZEN: &str = "Acquire::Check-Valid-Until \"false\";\n";
 /// An agent that cannot be one.
 const BROKEN: &str = "#!/bin/sh\necho broken on purpose >&2\nexit 3\n";
+
+/// What Patroni's unit has in the version in which it cannot start.
+const NO_PATRONI: &str = "[Service]\nExecStart=\nExecStart=/bin/false\n";
 
 /// A baked set.
 #[derive(Debug, Clone)]
@@ -50,9 +53,9 @@ impl Next {
     }
 }
 
-/// Bakes both in a copy of the recipe with a lock of its own: the version that works, and one that does not.
+/// Bakes both in a copy of the recipe with a lock of its own: the version that works, and one whose agent does not.
 pub fn bake() -> anyhow::Result<[Next; 2]> {
-    let dir = workspace::root().join("target/selftest/next");
+    let dir = dir();
     let images = dir.join("images");
     let recipe = images.join("debian-13");
     if images.exists() {
@@ -71,19 +74,34 @@ pub fn bake() -> anyhow::Result<[Next; 2]> {
     let broken = dir.join("broken-agent");
     fs_err::write(&broken, BROKEN)?;
     fs_err::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let bake = |name: &str, agent: Option<PathBuf>| {
-        let options = bake::Options {
-            formats: Some(vec![Format::Update]),
-            tools: workspace::image("tools"),
-            relock: true,
-            agent,
-            ..bake::Options::new(&recipe, dir.join(name))
-        };
-        let baked = bake::bake(&options, &Ui::silent(default_cache_dir()))?;
-        let dir = baked.manifest.parent().context("a manifest has a directory")?.to_owned();
-        anyhow::Ok(Next { dir, version: baked.version, pgbackrest: pgbackrest.clone() })
+    Ok([bake_set("good", None, pgbackrest.clone())?, bake_set("broken", Some(broken), pgbackrest)?])
+}
+
+/// Bakes one more, after [`bake`]: agent and everything else work, but Patroni cannot start.
+pub fn bake_without_patroni() -> anyhow::Result<Next> {
+    let drop_in = dir().join("images/common/tree/usr/lib/systemd/system/patroni.service.d/zz-broken.conf");
+    fs_err::create_dir_all(drop_in.parent().context("it is in a directory")?)?;
+    fs_err::write(&drop_in, NO_PATRONI)?;
+    let baked = bake_set("without-patroni", None, None);
+    fs_err::remove_file(&drop_in)?;
+    baked
+}
+
+fn dir() -> PathBuf {
+    workspace::root().join("target/selftest/next")
+}
+
+fn bake_set(name: &str, agent: Option<PathBuf>, pgbackrest: Option<String>) -> anyhow::Result<Next> {
+    let options = bake::Options {
+        formats: Some(vec![Format::Update]),
+        tools: workspace::image("tools"),
+        relock: true,
+        agent,
+        ..bake::Options::new(dir().join("images/debian-13"), dir().join(name))
     };
-    Ok([bake("good", None)?, bake("broken", Some(broken))?])
+    let baked = bake::bake(&options, &Ui::silent(default_cache_dir()))?;
+    let dir = baked.manifest.parent().context("a manifest has a directory")?.to_owned();
+    Ok(Next { dir, version: baked.version, pgbackrest })
 }
 
 /// Locks the recipe again with the pgBackRest of Debian's next release, and nothing else of it that is not needed. `None`, and

@@ -241,7 +241,10 @@ mod tests {
         assert!(!matches(b"/etc/*", b"/etc/a/b") && matches(b"/etc/**", b"/etc/a/b"));
 
         fs_err::hard_link(dir.path().join("a/etc/file"), dir.path().join("outside")).unwrap();
-        assert!(differences(&base, &read(&dir.path().join("a")).unwrap()).is_empty(), "a name outside is not the tree's");
+        assert!(
+            differences(&base, &read(&dir.path().join("a")).unwrap()).is_empty(),
+            "a name outside is not the tree's"
+        );
         fs_err::hard_link(dir.path().join("a/etc/file"), dir.path().join("a/etc/again")).unwrap();
         let again = differences(&base, &read(&dir.path().join("a")).unwrap());
         assert_eq!(again["/etc/again"], "only theirs");
