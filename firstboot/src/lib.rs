@@ -20,6 +20,7 @@ pub mod install;
 pub mod join;
 pub mod layout;
 pub mod member;
+pub mod names;
 pub mod notify;
 pub mod patroni;
 pub mod pki;

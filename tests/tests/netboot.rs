@@ -12,7 +12,7 @@ use pgkiln::cluster::{self, Cluster};
 use pgkiln::tool::{Cmd, Running, table};
 use pgkiln_tests::binary;
 use pgkiln_tests::disk::value;
-use pgkiln_tests::memory::baked;
+use pgkiln_tests::memory::{baked, loaded};
 use pgkiln_tests::qemu::{Booted, Machine, Port};
 
 type Result<T = ()> = anyhow::Result<T>;
@@ -74,15 +74,17 @@ impl Network {
         Ok(log)
     }
 
-    /// What every network has: it gives out addresses and knows nothing of booting.
+    /// What every network has: it gives out addresses, knows names, and knows nothing of booting.
     fn dhcp(&mut self) -> Result {
         let args = [
             "--keep-in-foreground",
             "--log-facility=-",
-            "--port=0",
             "--user=root",
             "--group=root",
             "--conf-file=/dev/null",
+            "--no-hosts",
+            "--no-resolv",
+            "--host-record=seeds.example,10.93.0.1",
         ];
         let args = args.into_iter().chain(["--interface=lan0", "--bind-interfaces", "--dhcp-leasefile=/dev/null"]);
         let cmd = Cmd::new(&table::DNSMASQ).args(args).arg("--dhcp-range=10.93.0.100,10.93.0.120,255.255.255.0,1h");
@@ -210,6 +212,21 @@ fn a_machine_with_bios_boots_from_what_is_served() -> Result {
 #[ignore = "needs root, QEMU, some minutes: `cargo selftest --machines`"]
 fn a_machine_with_uefi_boots_from_what_is_served() -> Result {
     boots(false)
+}
+
+/// The metadata decides where `/var` is, so the server's name is looked up before there is one.
+#[test]
+#[ignore = "needs root, QEMU, some minutes: `cargo selftest --machines`"]
+fn a_machine_finds_its_metadata_by_the_servers_name() -> Result {
+    let Some(rack) = Rack::new(&[])? else { return Ok(()) };
+    let outputs = baked()?.context("the rack serves them")?;
+    let words = "pgkiln.live ds=nocloud;s=http://seeds.example:8080/seed/52-54-00-12-34-56/ pgkiln.failure=poweroff";
+    let machine = rack.machine(2 << 30)?.bios().kernel(loaded(&outputs, rack.work.path(), words)?);
+    let console = rack.form(&mut machine.boot()?)?;
+    assert!(value(&console, "source").contains("http://seeds.example:8080/"), "{console}");
+    let said = rack.said()?;
+    assert!(said.contains("/user-data") && !said.contains(".vmlinuz"), "{said}");
+    Ok(())
 }
 
 #[test]

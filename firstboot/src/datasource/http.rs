@@ -1,8 +1,8 @@
 //! NoCloud over HTTP: the documents of a seed from a server that whoever started this machine has named.
 //!
 //! Nothing proves who answers, so nothing secret is believed that comes this way (`stored::read_seed`), and what the node
-//! does with it is bound by the root CA's hash and by tokens that are good for one machine. No redirects, no proxies, no
-//! names; sizes and times have limits.
+//! does with it is bound by the root CA's hash and by tokens that are good for one machine. No redirects, no proxies; sizes and
+//! times have limits. A name is looked up anew by every attempt: DHCP may only just have said who knows names.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::nocloud::{Documents, assemble};
 use super::{Seed, dhcp};
 use crate::etcd::plain;
 use crate::layout::Layout;
+use crate::names::Resolved;
 use crate::problem::Problem;
 use crate::retry::{Failure, Policy, retry};
 use crate::status::Board;
@@ -63,7 +64,7 @@ pub(super) async fn read(
 async fn documents(asked: &Asked) -> anyhow::Result<Documents> {
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
     let client = client.connect_timeout(CONNECT).timeout(LIMIT).tls_backend_preconfigured(crate::update::public_tls()?);
-    let client = client.build().context("preparing HTTP")?;
+    let client = client.dns_resolver(Resolved::default()).build().context("preparing HTTP")?;
     let get = async |name: &str| document(&client, &asked.document(name), name).await;
     let meta_data = get("meta-data").await?.context("the server has no `meta-data` for this machine (404)")?;
     let user_data = get("user-data").await?.context("the server has no `user-data` for this machine (404)")?;

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::verity::hex;
 use crate::image_info::ImageInfo;
+use crate::names::Resolved;
 use crate::problem::Problem;
 
 /// Name of the list of sums.
@@ -259,7 +260,7 @@ fn download(url: String) -> Result<Download> {
 
 async fn fetch(url: &str, parts: &std::sync::mpsc::SyncSender<std::io::Result<Vec<u8>>>) -> Result<()> {
     let client = reqwest::Client::builder().no_proxy().connect_timeout(ANSWER).read_timeout(ANSWER);
-    let client = client.tls_backend_preconfigured(public_tls()?).build()?;
+    let client = client.tls_backend_preconfigured(public_tls()?).dns_resolver(Resolved::default()).build()?;
     let answer = client.get(url).send().await.map_err(|error| anyhow::anyhow!(crate::etcd::plain(&error)))?;
     anyhow::ensure!(answer.status().is_success(), "the server says {}", answer.status());
     let length = answer.content_length();

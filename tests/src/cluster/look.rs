@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use super::TestCluster;
 
+/// A member of etcd that has lost its leader asks for another one after a few seconds.
+const LEADER: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// One line of `patronictl list`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct PatroniMember {
@@ -148,8 +151,12 @@ impl TestCluster {
             let id = format!("{:x}", target.id.parse::<u64>()?);
             self.output(&holder, &["etcdctl", "move-leader", &id])?;
         }
-        ensure!(self.etcd_leader(slot)? == slot, "etcd's leader did not come to {slot}");
-        Ok(())
+        // After a partition TCP may still be waiting to try again what the new leader says to one of the others: that one knows
+        // of no leader for seconds, and may be the one that is asked.
+        self.wait_for("the moved leader of etcd", LEADER, || {
+            ensure!(self.etcd_leader(slot)? == slot, "etcd's leader did not come to {slot}");
+            Ok(())
+        })
     }
 
     fn etcd_json(&self, slot: &str, argv: &[&str]) -> anyhow::Result<Value> {

@@ -201,8 +201,8 @@ pub(crate) fn postmaster(cluster: &TestCluster) -> anyhow::Result<()> {
 /// etcd's leader is put on the primary's machine, and does not stay there.
 pub(crate) fn etcd_leader(cluster: &TestCluster) -> anyhow::Result<()> {
     let leader = cluster.leader()?;
-    cluster.move_etcd_leader(&leader)?;
     let start = Instant::now();
+    cluster.move_etcd_leader(&leader)?;
     cluster.wait_for("etcd's leader elsewhere", Duration::from_secs(120), || {
         ensure!(cluster.etcd_leader(&leader)? != leader, "still on {leader}");
         Ok(())
