@@ -23,7 +23,7 @@ bless:
 
 # Tries to break clusters again and again: `just torture birth|chaos --count 50`, `just torture crash|flips|update`. Root, PGKILN_TEST_IMAGE.
 torture what *args:
-    cargo run -p pgkiln-tests --bin torture -- {{what}} {{args}}
+    cargo run --release -p pgkiln-tests --bin torture -- {{what}} {{args}}
 
 # Our bake beside mmdebstrap on the same packages, medians of N interleaved runs. Root.
 bench-bake runs="3":

@@ -73,18 +73,19 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let step = steps.start("disk");
     let (tree, kit, keys) = (base.root.as_path(), tools_tree.root.as_path(), options.secure_boot.as_ref());
     let dir = &work.dir("disk")?;
-    let parts = disk::Inputs { image, version: &version, root: &root, tree, tools: kit, keys, dir };
+    let (cache, fresh, version, root) = (&cache, options.fresh, version.as_str(), root.as_path());
+    let parts = disk::Inputs { image, version, root, tree, tools: kit, keys, dir, cache, fresh };
     let disk = disk::make_for(&formats, &parts, epoch, &programs)?;
     step.done();
 
     let step = steps.start("outputs");
     let parts = parts.outputs(epoch, disk.as_ref(), &made);
-    let files_made = crate::outputs::make(&formats, &parts)?;
+    let done = crate::outputs::make(&formats, &parts)?;
     let manifest = Manifest {
         schema: 1,
         image: &image.name,
         variant: image.variant.as_deref(),
-        version: &version,
+        version,
         about: manifest::About::new(image, &image_json, &base.root)?,
         source_date_epoch: epoch,
         lock_sha256: lock.digest(),
@@ -93,10 +94,10 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
         files_sha256,
         initrd_sha256: disk.as_ref().map(|disk| disk.program_sha256),
         root_hash: disk.as_ref().map(|disk| disk.root_hash.clone()),
-        partitions: disk.map(|disk| disk.partitions).unwrap_or_default(),
+        partitions: done.partitions,
         packages: manifest::packages(lock),
         files: &files,
-        outputs: files_made,
+        outputs: done.files,
     };
     let out = outputs::publish(&made, &manifest, &options.out)?;
     step.done();

@@ -3,6 +3,7 @@
 //! ```text
 //! <cache>/cas/sha256/ab/ab12…   files by content: packages, indexes, InRelease files, 0644, complete by construction
 //! <cache>/partial/ab12…         downloads under way, resumed by the next run
+//! <cache>/made/ab12…            what took long to make, by the digest of what it was made of
 //! <cache>/relock/<image>.lock   locks resolved anew by --relock (the source tree is never edited)
 //! <cache>/seen/<image>.json     how recent every archive was when it was last believed
 //! <cache>/work                  scratch directories, removed when their command ends
@@ -26,6 +27,9 @@ use crate::problem::Problem;
 const CACHEDIR_TAG: &str =
     "Signature: 8a477f597d28d172789f06886806bc55\n# Made by pgkiln; may be deleted at any time.\n";
 
+/// How many things that were made are kept.
+const MADE_KEPT: usize = 16;
+
 /// A cache directory that exists and is writable.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -43,7 +47,7 @@ impl Cache {
     pub fn open(root: impl Into<PathBuf>) -> anyhow::Result<Self> {
         let root = std::path::absolute(root.into()).context("making the cache's path absolute")?;
         let made = (|| {
-            for dir in ["cas/sha256", "partial", "relock", "seen", "work", "locks"] {
+            for dir in ["cas/sha256", "partial", "made", "relock", "seen", "work", "locks"] {
                 fs::create_dir_all(root.join(dir))?;
             }
             let tag = root.join("CACHEDIR.TAG");
@@ -130,6 +134,30 @@ impl Cache {
         Ok(digest)
     }
 
+    /// What was made of this before. Whoever asks must be able to tell a damaged answer from a right one.
+    pub(crate) fn made(&self, of: &Sha256) -> Option<Vec<u8>> {
+        fs::read(self.root.join("made").join(of.to_string())).ok()
+    }
+
+    /// Remembers what was made; the oldest is forgotten.
+    pub(crate) fn remember(&self, of: &Sha256, bytes: &[u8]) -> anyhow::Result<()> {
+        let dir = self.root.join("made");
+        let temporary = tempfile::NamedTempFile::new_in(self.root.join("work"))?;
+        fs::write(temporary.path(), bytes)?;
+        temporary.persist(dir.join(of.to_string())).context("keeping what was made")?;
+        let mut kept = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            kept.push((entry.metadata()?.modified()?, entry.path()));
+        }
+        kept.sort();
+        for (_, path) in kept.iter().rev().skip(MADE_KEPT) {
+            // Another process may have been quicker.
+            let _ = fs::remove_file(path);
+        }
+        Ok(())
+    }
+
     /// Where the lock resolved anew for this image is kept.
     pub fn relock_path(&self, image: &str) -> PathBuf {
         self.root.join("relock").join(format!("{image}.lock"))
@@ -195,6 +223,21 @@ mod tests {
         assert!(cache.has(&digest, 4), "same size: only the digest can tell");
         assert_eq!(cache.verified(&digest, 4).unwrap(), None);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_was_made_is_remembered_and_the_oldest_forgotten() {
+        let (_dir, cache) = cache();
+        let key = |number: usize| Sha256::of(number.to_string());
+        assert_eq!(cache.made(&key(0)), None);
+        for number in 0..MADE_KEPT + 2 {
+            cache.remember(&key(number), &[number as u8]).unwrap();
+            let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(number as u64);
+            let file = fs::File::open(cache.root().join("made").join(key(number).to_string())).unwrap();
+            file.into_parts().0.set_modified(time).unwrap();
+        }
+        let there = (0..MADE_KEPT + 2).filter(|number| cache.made(&key(*number)).is_some());
+        assert_eq!(there.collect::<Vec<_>>(), (2..MADE_KEPT + 2).collect::<Vec<_>>());
     }
 
     #[test]

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use super::cpio::Archive;
 use super::kernel::Kernel;
 use super::{Work, modules};
+use crate::cache::Cache;
+use crate::digest::Sha256;
 
 /// zstd level: the highest without memory that small machines lack.
 const LEVEL: i32 = 19;
@@ -30,8 +32,41 @@ pub(super) fn make(work: &Work<'_>, kernel: &Kernel) -> anyhow::Result<PathBuf> 
         archive.file(&format!("modules/{}.ko", module.name), 0o644, &modules::content(&kernel.modules, module)?);
     }
     archive.file("modules/list", 0o644, modules::list(&selected).as_bytes());
-    let bytes = zstd::stream::encode_all(archive.finish().as_slice(), LEVEL)?;
     let path = work.dir.join("initrd");
-    fs_err::write(&path, bytes)?;
+    fs_err::write(&path, compressed(&archive.finish(), work.cache, work.fresh)?)?;
     Ok(path)
+}
+
+/// Compressed by this zstd, or earlier by the same: it takes four seconds, and a changed agent changes nothing here.
+fn compressed(archive: &[u8], cache: &Cache, fresh: bool) -> anyhow::Result<Vec<u8>> {
+    let key = Sha256::of(format!("zstd {} {LEVEL} {}", zstd::zstd_safe::version_number(), Sha256::of(archive)));
+    let known = cache.made(&key).filter(|_| !fresh);
+    if let Some(known) = known.filter(|known| zstd::decode_all(known.as_slice()).is_ok_and(|bytes| bytes == archive)) {
+        return Ok(known);
+    }
+    let bytes = zstd::stream::encode_all(archive, LEVEL)?;
+    cache.remember(&key, &bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_memory_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let first = compressed(b"modules and a program", &cache, false).unwrap();
+        let kept = fs_err::read_dir(dir.path().join("made")).unwrap().next().unwrap().unwrap().path();
+        for damage in [zstd::encode_all(&b"another"[..], LEVEL).unwrap(), first[..first.len() - 1].to_vec(), vec![]] {
+            fs_err::write(&kept, &damage).unwrap();
+            assert_eq!(compressed(b"modules and a program", &cache, false).unwrap(), first);
+            assert_eq!(fs_err::read(&kept).unwrap(), first);
+        }
+        let marked = zstd::encode_all(&b"modules and a program"[..], 1).unwrap();
+        fs_err::write(&kept, &marked).unwrap();
+        assert_eq!(compressed(b"modules and a program", &cache, false).unwrap(), marked, "it is what is used");
+        assert_eq!(compressed(b"modules and a program", &cache, true).unwrap(), first, "and not when all is made anew");
+    }
 }

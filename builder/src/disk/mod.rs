@@ -14,9 +14,9 @@ use secure_boot::Keys;
 use uuid::Uuid;
 
 use crate::assemble::agent::Programs;
+use crate::cache::Cache;
 use crate::digest::Sha256;
 use crate::image::Image;
-use crate::manifest::Partition;
 use crate::outputs::{self, Format};
 use crate::sandbox::Sandbox;
 
@@ -72,6 +72,10 @@ pub struct Inputs<'a> {
     pub keys: Option<&'a Keys>,
     /// An empty directory on the file system of the outputs.
     pub dir: &'a Path,
+    /// Where what took long is kept.
+    pub cache: &'a Cache,
+    /// Nothing that was made before is used.
+    pub fresh: bool,
 }
 
 impl<'a> Inputs<'a> {
@@ -154,8 +158,6 @@ pub struct Disk {
     pub head: head::Head,
     /// The installer's medium, if somebody wants it.
     pub installer: Option<PathBuf>,
-    /// What is where on it.
-    pub partitions: Vec<Partition>,
     /// Digest of the program that is PID 1 of the initramfs.
     pub program_sha256: Sha256,
 }
@@ -200,7 +202,6 @@ fn make(work: &Work<'_>, program_sha256: Sha256, formats: &[Format]) -> anyhow::
     let raw_4k = formats.contains(&Format::Raw4k).then(|| plan.write(work, 4096, "disk.4k.raw")).transpose();
     let raw_4k = raw_4k.context("making the disk with sectors of 4096 bytes")?;
     let (root, image) = (work.root.to_owned(), kernel.image.clone());
-    let partitions = partitions::describe(&raw)?;
     let head = head::cut(&raw, work.dir.join("disk.head")).context("cutting off the head of the disk")?;
     let mut disk = Disk {
         root,
@@ -214,7 +215,6 @@ fn make(work: &Work<'_>, program_sha256: Sha256, formats: &[Format]) -> anyhow::
         raw_4k,
         head,
         installer: None,
-        partitions,
         program_sha256,
     };
     if formats.contains(&Format::Iso) {

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::digest::Sha256;
-use crate::disk::Disk;
-use crate::manifest::Output;
+use crate::disk::{Disk, partitions};
+use crate::manifest::{Output, Partition};
 use crate::problem::Problem;
 use crate::sandbox::Sandbox;
 
@@ -146,8 +146,27 @@ impl Inputs<'_> {
     }
 }
 
-/// Makes the formats and describes every file, the root image first.
-pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Vec<Output>> {
+/// What was made, as the manifest says it.
+#[derive(Debug)]
+pub struct Made {
+    /// Every file, the root image first.
+    pub files: Vec<Output>,
+    /// What is where on the disk.
+    pub partitions: Vec<Partition>,
+}
+
+/// Makes the formats and describes what came of it. Most of the time goes into digests, so the disk's partitions are read beside.
+pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Made> {
+    std::thread::scope(|scope| {
+        let described = inputs.disk.map(|disk| scope.spawn(|| partitions::describe(&disk.raw)));
+        let files = files(formats, inputs)?;
+        let described =
+            described.map(|thread| thread.join().map_err(|_| anyhow::anyhow!("reading the disk broke off")));
+        Ok(Made { files, partitions: described.transpose()?.transpose()?.unwrap_or_default() })
+    })
+}
+
+fn files(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Vec<Output>> {
     let mut outputs = vec![describe(inputs.root, "squashfs")?];
     let mut formats = formats.to_vec();
     formats.sort();
