@@ -19,6 +19,7 @@ use pgkiln_tests::next::{self, Next};
 
 /// Slot of the repository host.
 const BKP: &str = "bkp-1";
+const BKP_ADDRESS: &str = "10.91.0.31";
 /// All four nodes, one after the other; busy machines take longer than the 15 s a node needs.
 const ROLL: Duration = Duration::from_secs(300);
 /// One step of a node: a restart, a slot being written.
@@ -53,12 +54,25 @@ fn timeline(cluster: &TestCluster) -> anyhow::Result<i64> {
     Ok(cluster.psql(&leader, "SELECT timeline_id FROM pg_control_checkpoint()")?.parse()?)
 }
 
-fn wish(cluster: &TestCluster, next: &Next, name: &str) -> anyhow::Result<()> {
+/// Wishes for a set that every node has in a directory.
+fn wish_directory(cluster: &TestCluster, next: &Next, name: &str) -> anyhow::Result<()> {
     for slot in every(cluster) {
         next.give(&cluster.var(&slot).join("lib").join(name))?;
     }
-    let path = format!("/var/lib/{name}");
-    let said = cluster.output(&cluster.slots[0], &["firstboot", "update", "--cluster", "--older", &path])?;
+    wish(cluster, next, &format!("/var/lib/{name}"))
+}
+
+/// Wishes for a set that a web server has: the repository host, which takes it last.
+fn wish_address(cluster: &TestCluster, next: &Next, name: &str) -> anyhow::Result<()> {
+    next.give(&cluster.var(BKP).join("lib").join(name))?;
+    let server = ["python3", "-m", "http.server", "--directory", &format!("/var/lib/{name}"), "8000"];
+    cluster.output(BKP, &[&["systemd-run", "--quiet", "--collect"][..], &server].concat())?;
+    let address = format!("http://{BKP_ADDRESS}:8000/");
+    cluster.wait_for("a server with the set", Duration::from_secs(20), || wish(cluster, next, &address))
+}
+
+fn wish(cluster: &TestCluster, next: &Next, source: &str) -> anyhow::Result<()> {
+    let said = cluster.output(&cluster.slots[0], &["firstboot", "update", "--cluster", "--older", source])?;
     ensure!(said.contains(&next.version), "{said}");
     Ok(())
 }
@@ -126,7 +140,7 @@ fn story() -> anyhow::Result<()> {
     let since = |what: &str| eprintln!("{:>6.1}s  {what}", started.elapsed().as_secs_f64());
     since("both versions are baked");
     let cluster = TestCluster::builder().named("update").define(|definition| {
-        let address = "10.91.0.31".parse().expect("an address");
+        let address = BKP_ADDRESS.parse().expect("an address");
         definition.nodes.push(Node::new(BKP, address).with_role(Role::Backup));
     });
     let cluster = cluster.up()?;
@@ -150,7 +164,7 @@ fn takes(cluster: &TestCluster, next: &Next) -> anyhow::Result<()> {
     let writer = cluster.write_through(&cluster.slots)?;
     writer.wait_rows(100, Duration::from_secs(30))?;
     let started = Instant::now();
-    wish(cluster, next, "next")?;
+    wish_address(cluster, next, "next")?;
     let (mut order, mut notes) = (Vec::new(), BTreeSet::new());
     cluster.wait_for("the new version everywhere", ROLL, || {
         if let Ok(turn) = turn(cluster)
@@ -234,7 +248,7 @@ fn archived(cluster: &TestCluster) -> anyhow::Result<()> {
 
 fn refuses(cluster: &TestCluster, broken: &Next, good: &Next) -> anyhow::Result<()> {
     let before = timeline(cluster)?;
-    wish(cluster, broken, "broken")?;
+    wish_directory(cluster, broken, "broken")?;
     let slot = cluster.wait_for("a slot being written", STEP, || {
         let written = cluster.slots.iter().find(|slot| unfinished(cluster, slot).exists());
         written.cloned().context("none is")
