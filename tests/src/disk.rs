@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use firstboot::spec::Rto;
 use nix::fcntl::{Flock, FlockArg};
 use pgkiln::bake;
 use pgkiln::cli::default_cache_dir;
@@ -75,7 +76,10 @@ pub fn seed(dir: &Path) -> anyhow::Result<PathBuf> {
         prefix_len: Some(24),
         ..Default::default()
     };
-    let cluster = cluster::create(&dir.join("cluster"), options.definition()?)?;
+    let mut definition = options.definition()?;
+    // Emulated on a busy host, Patroni is silent for longer than a leader key usually lives.
+    definition.postgres.rto = Rto::Wide;
+    let cluster = cluster::create(&dir.join("cluster"), definition)?;
     cluster.write_seeds(&["pg-1".to_owned()], SeedFormat::Iso, &dir.join("seeds"), true)?;
     Ok(dir.join("seeds/pg-1.iso"))
 }

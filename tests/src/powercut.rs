@@ -37,7 +37,7 @@ if [ "$step" = update ]; then
 fi
 until firstboot verdict; do sleep 1; done
 say kept "$(psql -Atc 'SELECT n FROM kept' 2>/dev/null || echo none)"
-psql -qc 'CREATE TABLE IF NOT EXISTS kept AS SELECT 42 AS n'
+until psql -qc 'CREATE TABLE IF NOT EXISTS kept AS SELECT 42 AS n'; do sleep 1; done
 say id "$(cat /etc/machine-id)"
 say root "$(findmnt -no FSTYPE,OPTIONS / | xargs)"
 say var "$(findmnt -no SOURCE,FSTYPE /var | xargs)"

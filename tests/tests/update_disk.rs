@@ -30,7 +30,8 @@ until firstboot verdict; do sleep 1; done
 say status "$(firstboot update --status --json)"
 case $step in
 first)
-    psql -qc 'CREATE TABLE kept AS SELECT 42 AS n'
+    until psql -qc 'CREATE TABLE kept AS SELECT 42 AS n'; do sleep 1; done
+    say kept "$(psql -Atc 'SELECT n FROM kept')"
     echo second > /var/step
     say update "$(firstboot update --older --json /run/set/good)"
     systemctl reboot ;;
@@ -79,6 +80,7 @@ fn a_disk_takes_a_version_and_goes_back_from_a_broken_one() -> anyhow::Result<()
     let (status, update) = (object(&said, "status")?, object(&said, "update")?);
     ensure!(status["node"]["running"] == first.as_str() && status["node"]["other_slot"] == "_empty", "{status}");
     ensure!(update["to"] == good.version.as_str() && update["tries"] == 3, "{update}");
+    ensure!(value(&said, "kept") == "42", "it made no data: {said}");
     since(&format!("the node is good and has taken the version in {} s", update["seconds"]));
 
     let said = machine.boot()?.wait_for_end(LIMIT)?;
