@@ -247,7 +247,8 @@ fn a_pushed_role_is_there_at_once_and_ends_sessions_to_the_old_primary() {
             });
         }
         haproxy.start();
-        haproxy.until("pg-5 up", |running| up(running, "rw", "pg-5")).await;
+        // Which of them is down is known a check later.
+        haproxy.until("pg-5 alone", |running| up(running, "rw", "pg-5") && !up(running, "rw", "pg-6")).await;
         let connect = async || tokio::net::TcpStream::connect("127.71.0.1:5000").await.unwrap();
         let mut session = connect().await;
         assert_eq!(session.read_u8().await.unwrap(), 5);
