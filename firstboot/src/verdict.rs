@@ -11,7 +11,6 @@ use crate::patroni::Local;
 use crate::problem::Problem;
 use crate::status::{Status, Verdict};
 use crate::tool;
-use crate::update::loader::Entry;
 use crate::update::tries;
 
 /// A service restarted this often without success does not start here.
@@ -118,17 +117,16 @@ const TEMPORARY: &str = "75";
 /// Waits for the agent's verdict: for `boot-complete.target`. Good takes the counter off the boot loader's file, undecided
 /// waits on and gives the try back, bad is an error and costs the try in any case.
 pub async fn wait(layout: &Layout) -> Result<(), Problem> {
-    let mut given_back = None;
-    let verdict = decide(layout, &mut given_back).await;
-    if let (Err(_), Some(before)) = (&verdict, given_back)
-        && let Err(error) = tries::take_again(layout, &before)
+    let verdict = decide(layout).await;
+    if verdict.is_err()
+        && let Err(error) = tries::take_again(layout)
     {
         tracing::warn!("the boot loader's file: {error:#}");
     }
     verdict
 }
 
-async fn decide(layout: &Layout, given_back: &mut Option<Entry>) -> Result<(), Problem> {
+async fn decide(layout: &Layout) -> Result<(), Problem> {
     let started = Instant::now();
     let (mut waits, mut looked) = (false, started);
     loop {
@@ -151,12 +149,10 @@ async fn decide(layout: &Layout, given_back: &mut Option<Entry>) -> Result<(), P
             // The agent has come far enough to say that it waits: whatever is missing, it is not the image.
             Ok(Some(_)) if !waits && started.elapsed() > WAITS_FOR_OTHERS => {
                 waits = true;
-                *given_back = tries::give_back(layout).unwrap_or_else(|error| {
-                    tracing::warn!("the boot loader's file: {error:#}");
-                    None
-                });
-                if let Some(before) = given_back {
-                    tracing::info!("this boot waits for others: {} gets its try back", before.id);
+                match tries::give_back(layout) {
+                    Ok(Some(before)) => tracing::info!("this boot waits for others: {} gets its try back", before.id),
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!("the boot loader's file: {error:#}"),
                 }
             }
             // Not written yet, or being replaced.

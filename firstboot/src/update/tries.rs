@@ -3,15 +3,30 @@
 //! *Good*: the file loses its counter (`systemd-bless-boot` does the same, and finds it done). *Undecided* for a while (no
 //! metadata yet, peers or etcd's quorum missing, a rebuild): the try is given back, so that any number of power cuts during a
 //! long wait uses up none. *Bad*: a try that was given back in this boot is taken after all, or a version that needs a while to
-//! show that it does not work would be tried for ever; then `pgkiln-fall-back.service` starts the other version.
+//! show that it does not work would be tried for ever; then `pgkiln-fall-back.service` starts the other version. What was given
+//! back is a file of this boot: whoever asks for the verdict may be the one who gives it back, and another the one who learns that
+//! the boot is bad.
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
 
 use super::loader::{self, Entry};
 use super::{TRIES, slots};
+use crate::durable;
 use crate::layout::Layout;
+
+/// What this boot's file had counted before its try was given back.
+const GIVEN_BACK: &str = "/run/pgkiln/given-back.json";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct GivenBack {
+    id: String,
+    left: Option<u32>,
+    done: u32,
+}
 
 /// Gives the try of this boot back; says what the file had counted, or nothing if there is nothing to give back.
 pub fn give_back(layout: &Layout) -> Result<Option<Entry>> {
@@ -20,13 +35,18 @@ pub fn give_back(layout: &Layout) -> Result<Option<Entry>> {
     if running.left == Some(TRIES) && running.done == 0 {
         return Ok(None);
     }
+    let before = GivenBack { id: running.id.clone(), left: running.left, done: running.done };
+    let record = layout.at(GIVEN_BACK);
+    fs::create_dir_all(record.parent().context("it is in a directory")?)?;
+    durable::write_volatile(&record, &serde_json::to_vec(&before)?, 0o644, None)?;
     let tries = Some(running.left.unwrap_or(0) + running.done).filter(|n| *n > 0);
     loader::rename(&layout.at(slots::ESP), &running, tries, 0)?;
     Ok(Some(running))
 }
 
-/// The boot that got its try back was bad: it counts as it did before.
-pub fn take_again(layout: &Layout, before: &Entry) -> Result<()> {
+/// This boot is bad: if it got its try back, it counts as it did before.
+pub fn take_again(layout: &Layout) -> Result<()> {
+    let Some(before) = durable::read_json::<GivenBack>(&layout.at(GIVEN_BACK))? else { return Ok(()) };
     let Some(running) = counting(layout)?.filter(|running| running.id == before.id) else { return Ok(()) };
     loader::rename(&layout.at(slots::ESP), &running, before.left, before.done)
 }
@@ -51,8 +71,6 @@ fn counting(layout: &Layout) -> Result<Option<Entry>> {
 
 #[cfg(test)]
 mod tests {
-    use fs_err as fs;
-
     use super::*;
 
     fn boot(name: &str) -> (tempfile::TempDir, Layout) {
@@ -90,12 +108,18 @@ mod tests {
     fn a_bad_boot_takes_the_try_it_got_back() {
         for counted in ["x_1+2-1.efi", "x_1+0-3.efi"] {
             let (_dir, layout) = boot(counted);
-            let before = give_back(&layout).unwrap().unwrap();
+            take_again(&layout).unwrap();
+            assert_eq!(names(&layout), ["x_0.efi", counted], "nothing was given back");
+            give_back(&layout).unwrap().unwrap();
             assert_eq!(names(&layout), ["x_0.efi", "x_1+3.efi"]);
-            take_again(&layout, &before).unwrap();
-            assert_eq!(names(&layout), ["x_0.efi", counted]);
+            // Whoever else asks has nothing to give back, and may still be the one who learns that the boot is bad.
+            assert_eq!(give_back(&layout).unwrap(), None);
+            for _ in 0..2 {
+                take_again(&layout).unwrap();
+                assert_eq!(names(&layout), ["x_0.efi", counted]);
+            }
             bless(&layout).unwrap();
-            take_again(&layout, &before).unwrap();
+            take_again(&layout).unwrap();
             assert_eq!(names(&layout), ["x_0.efi", "x_1.efi"], "good is good");
         }
     }
