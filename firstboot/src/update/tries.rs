@@ -14,7 +14,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use super::loader::{self, Entry};
-use super::{TRIES, slots};
+use super::slots;
 use crate::durable;
 use crate::layout::Layout;
 
@@ -31,8 +31,8 @@ struct GivenBack {
 /// Gives the try of this boot back; says what the file had counted, or nothing if there is nothing to give back.
 pub fn give_back(layout: &Layout) -> Result<Option<Entry>> {
     let Some(running) = counting(layout)? else { return Ok(None) };
-    // A counter that nobody has touched yet has nothing to be given back.
-    if running.left == Some(TRIES) && running.done == 0 {
+    // Nobody has touched this counter, or it was given back already.
+    if running.done == 0 {
         return Ok(None);
     }
     let before = GivenBack { id: running.id.clone(), left: running.left, done: running.done };
@@ -106,12 +106,14 @@ mod tests {
 
     #[test]
     fn a_bad_boot_takes_the_try_it_got_back() {
-        for counted in ["x_1+2-1.efi", "x_1+0-3.efi"] {
+        for (counted, whole) in
+            [("x_1+2-1.efi", "x_1+3.efi"), ("x_1+0-3.efi", "x_1+3.efi"), ("x_1+0-1.efi", "x_1+1.efi")]
+        {
             let (_dir, layout) = boot(counted);
             take_again(&layout).unwrap();
             assert_eq!(names(&layout), ["x_0.efi", counted], "nothing was given back");
             give_back(&layout).unwrap().unwrap();
-            assert_eq!(names(&layout), ["x_0.efi", "x_1+3.efi"]);
+            assert_eq!(names(&layout), ["x_0.efi", whole]);
             // Whoever else asks has nothing to give back, and may still be the one who learns that the boot is bad.
             assert_eq!(give_back(&layout).unwrap(), None);
             for _ in 0..2 {
