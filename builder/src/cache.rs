@@ -148,11 +148,13 @@ impl Cache {
         let mut kept = Vec::new();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            kept.push((entry.metadata()?.modified()?, entry.path()));
+            // Another process may have forgotten it meanwhile; the same below.
+            if let Ok(modified) = entry.metadata().and_then(|meta| meta.modified()) {
+                kept.push((modified, entry.path()));
+            }
         }
         kept.sort();
         for (_, path) in kept.iter().rev().skip(MADE_KEPT) {
-            // Another process may have been quicker.
             let _ = fs::remove_file(path);
         }
         Ok(())

@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// What systemd-resolved 257 said.
+    /// In the form of the interface's description; what systemd-resolved really says is asked by `tests/tests/netboot.rs`.
     const BOTH: &str = r#"{"parameters":{"addresses":[{"ifindex":2,"family":2,"address":[10,93,0,1]},{"ifindex":2,"family":10,"address":[253,0,0,0,0,0,0,0,0,0,0,0,0,0,0,5]}],"name":"seeds.example","flags":1048577}}"#;
 
     #[test]

@@ -160,9 +160,11 @@ pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Made> {
     std::thread::scope(|scope| {
         let described = inputs.disk.map(|disk| scope.spawn(|| partitions::describe(&disk.raw)));
         let files = files(formats, inputs)?;
-        let described =
-            described.map(|thread| thread.join().map_err(|_| anyhow::anyhow!("reading the disk broke off")));
-        Ok(Made { files, partitions: described.transpose()?.transpose()?.unwrap_or_default() })
+        let partitions = match described {
+            Some(thread) => thread.join().map_err(|_| anyhow::anyhow!("reading the disk broke off"))??,
+            None => Vec::new(),
+        };
+        Ok(Made { files, partitions })
     })
 }
 

@@ -9,8 +9,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use fs_err as fs;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::loader::{self, Entry};
@@ -36,9 +35,7 @@ pub fn give_back(layout: &Layout) -> Result<Option<Entry>> {
         return Ok(None);
     }
     let before = GivenBack { id: running.id.clone(), left: running.left, done: running.done };
-    let record = layout.at(GIVEN_BACK);
-    fs::create_dir_all(record.parent().context("it is in a directory")?)?;
-    durable::write_volatile(&record, &serde_json::to_vec(&before)?, 0o644, None)?;
+    durable::write_volatile(&layout.at(GIVEN_BACK), &serde_json::to_vec(&before)?, 0o644, None)?;
     let tries = Some(running.left.unwrap_or(0) + running.done).filter(|n| *n > 0);
     loader::rename(&layout.at(slots::ESP), &running, tries, 0)?;
     Ok(Some(running))
@@ -71,6 +68,8 @@ fn counting(layout: &Layout) -> Result<Option<Entry>> {
 
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
+
     use super::*;
 
     fn boot(name: &str) -> (tempfile::TempDir, Layout) {
