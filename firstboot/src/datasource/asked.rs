@@ -27,6 +27,11 @@ impl Asked {
         }
     }
 
+    /// Whether the server must be looked up first.
+    pub(super) fn by_name(&self) -> bool {
+        Url::parse(&self.document("user-data")).is_ok_and(|url| url.domain().is_some())
+    }
+
     /// For people: without what a query may hide.
     pub(super) fn name(&self) -> &str {
         self.url.split('?').next().unwrap_or_default().trim_end_matches('/')
@@ -115,7 +120,9 @@ mod tests {
             ("ds=nocloud;s=http://seeds.example:8080/a/", "http://seeds.example:8080/a/user-data"),
         ] {
             for asked in [told(&format!("ro {word} quiet\n"), "S1\n"), told("ro\n", &word.replace('"', ""))] {
-                assert_eq!(asked.unwrap().unwrap().document("user-data"), document, "{word}");
+                let asked = asked.unwrap().unwrap();
+                assert_eq!(asked.document("user-data"), document, "{word}");
+                assert_eq!(asked.by_name(), word.contains("example"), "{word}");
             }
         }
         let asked = told("ds=nocloud;i=i-7;h=pg-7;s=http://10.0.0.5/?t=secret", "").unwrap().unwrap();

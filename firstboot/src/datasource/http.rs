@@ -22,7 +22,7 @@ use crate::{facts, user_data};
 
 /// For a connection on one network.
 const CONNECT: Duration = Duration::from_secs(2);
-/// For one document.
+/// For one document, and for finding the server by its name: systemd-resolved asks the next one after five silent seconds.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Between attempts: quick at first, and a rack that boots together does not stay in step (`retry` adds jitter).
 const PAUSES: Policy = Policy { first: Duration::from_millis(100), cap: Duration::from_secs(5), deadline: None };
@@ -45,7 +45,7 @@ pub(super) async fn read(
     };
     let found = retry(policy, waiting, async || {
         dhcp::ask(layout).await?;
-        let documents = documents(asked).await?;
+        let documents = documents(asked, limit.map_or(LIMIT, |limit| limit.min(LIMIT))).await?;
         let seed = assemble(name, documents, &asked.given).map_err(|problem| Failure::GiveUp(problem.into()))?;
         Ok(Seed { network: true, ..seed })
     })
@@ -61,9 +61,11 @@ pub(super) async fn read(
     })
 }
 
-async fn documents(asked: &Asked) -> anyhow::Result<Documents> {
+async fn documents(asked: &Asked, limit: Duration) -> anyhow::Result<Documents> {
+    // The client counts looking up as connecting.
+    let connect = if asked.by_name() { limit } else { CONNECT };
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
-    let client = client.connect_timeout(CONNECT).timeout(LIMIT).tls_backend_preconfigured(crate::update::public_tls()?);
+    let client = client.connect_timeout(connect).timeout(limit).tls_backend_preconfigured(crate::update::public_tls()?);
     let client = client.dns_resolver(Resolved::default()).build().context("preparing HTTP")?;
     let get = async |name: &str| document(&client, &asked.document(name), name).await;
     let meta_data = get("meta-data").await?.context("the server has no `meta-data` for this machine (404)")?;
