@@ -20,12 +20,13 @@ const SECURE_PASSPHRASE: &str = "pass:snakeoil";
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A machine that is off: what is in it.
+#[derive(Clone)]
 pub struct Machine {
     dir: PathBuf,
     disk: PathBuf,
     seed: Option<PathBuf>,
     volume: Option<PathBuf>,
-    medium: Option<PathBuf>,
+    medium: Option<(PathBuf, Drive)>,
     more: Vec<PathBuf>,
     probe: Option<String>,
     sector: u32,
@@ -33,6 +34,15 @@ pub struct Machine {
     bios: bool,
     kernel: Option<Kernel>,
     port: Option<Port>,
+}
+
+/// What an installer is read from.
+#[derive(Debug, Clone, Copy)]
+pub enum Drive {
+    /// On SATA.
+    Cd,
+    /// On USB, and a disk that could be written to like any other; what is written ends with the machine.
+    Stick,
 }
 
 /// Where a machine that boots over the network is plugged in.
@@ -125,10 +135,10 @@ impl Machine {
         self
     }
 
-    /// With a CD that is started from rather than the disk.
+    /// With a medium that is started from rather than the disk.
     #[must_use]
-    pub fn medium(mut self, iso: &Path) -> Self {
-        self.medium = Some(iso.to_owned());
+    pub fn medium(mut self, iso: &Path, drive: Drive) -> Self {
+        self.medium = Some((iso.to_owned(), drive));
         self
     }
 
@@ -186,9 +196,19 @@ impl Machine {
             cmd = cmd.arg("-drive").arg(drive(name, file, ",readonly=on"));
             cmd = cmd.arg("-device").arg(format!("virtio-blk-pci,drive={name}"));
         }
-        if let Some(medium) = &self.medium {
-            cmd = cmd.arg("-drive").arg(drive("medium", medium, ",readonly=on,media=cdrom"));
-            cmd = cmd.args(["-device", "ide-cd,drive=medium,bootindex=0"]);
+        if let Some((medium, kind)) = &self.medium {
+            cmd = match kind {
+                Drive::Cd => cmd
+                    .arg("-drive")
+                    .arg(drive("medium", medium, ",readonly=on,media=cdrom"))
+                    .args(["-device", "ide-cd,drive=medium,bootindex=0"]),
+                Drive::Stick => cmd.arg("-drive").arg(drive("medium", medium, ",snapshot=on")).args([
+                    "-device",
+                    "qemu-xhci",
+                    "-device",
+                    "usb-storage,drive=medium,removable=on,bootindex=0",
+                ]),
+            };
         }
         for (disk, number) in self.more.iter().zip(2..) {
             cmd = cmd.arg("-drive").arg(drive(&format!("disk{number}"), disk, ",cache=unsafe"));

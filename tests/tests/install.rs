@@ -1,4 +1,4 @@
-//! A machine installs itself: from the installer's CD, or as a network boot would, onto a blank disk and onto nothing else.
+//! A machine installs itself: from the installer as a CD or a stick, or as a network boot would, onto a blank disk and onto nothing else.
 //!
 //! Needs root, QEMU and `PGKILN_TEST_IMAGE`; the outputs are baked beside that image.
 
@@ -12,7 +12,7 @@ use pgkiln::tool::{Cmd, Tool};
 use pgkiln_tests::disk::{self, seed, value};
 use pgkiln_tests::image;
 use pgkiln_tests::memory::{baked, loaded};
-use pgkiln_tests::qemu::{self, Machine};
+use pgkiln_tests::qemu::{self, Drive, Machine};
 
 #[path = "../../firstboot/src/install/signatures.rs"]
 #[allow(dead_code, reason = "the unit tests use all of them")]
@@ -49,7 +49,7 @@ fn blank(path: &Path, bytes: u64) -> Result<PathBuf> {
 
 #[test]
 #[ignore = "needs root, QEMU, six minutes: `cargo selftest --machines`"]
-fn a_cd_installs_even_after_a_power_cut_and_the_disk_alone_becomes_a_node() -> Result {
+fn a_cd_or_stick_installs_even_after_a_power_cut_and_the_disk_alone_becomes_a_node() -> Result {
     if image::baked().is_none() {
         return Ok(());
     }
@@ -58,17 +58,19 @@ fn a_cd_installs_even_after_a_power_cut_and_the_disk_alone_becomes_a_node() -> R
     let outputs = disk::outputs("installer", &[Format::Iso], Some(qemu::secure_keys(work.path())?))?;
     let disk = blank(&work.path().join("disk.raw"), ROOM)?;
     let installer = Machine::new(&work.path().join("installer"), &disk)?.memory(2048).secure()?;
-    let installer = installer.medium(outputs.file(".iso")?).seed(&seed(work.path())?);
+    let installer = installer.seed(&seed(work.path())?);
+    let iso = outputs.file(".iso")?;
+    let [from_cd, from_stick] = [Drive::Cd, Drive::Stick].map(|drive| installer.clone().medium(iso, drive));
 
     // The power fails in the middle: what is there does not boot, and is known again.
-    let mut cut = installer.boot()?;
+    let mut cut = from_cd.boot()?;
     cut.wait_for("pgkiln: 30 % (written)", LIMIT)?;
     drop(cut);
     let mut mark = vec![0; 6];
     fs_err::File::open(&disk)?.file().read_exact_at(&mut mark, 1 << 20)?;
     assert_eq!(mark, b"pgkiln", "no firmware finds a file system there");
 
-    let said = installer.boot()?.wait_for_end(LIMIT)?;
+    let said = from_stick.boot()?.wait_for_end(LIMIT)?;
     assert!(said.contains("Secure Boot is enabled"), "{said}");
     assert!(said.contains("holds an unfinished installation, which is begun anew"), "{said}");
     assert!(said.contains("on /dev/vda (6.0 GiB, serial DISK1): every byte read back"), "{said}");
@@ -77,7 +79,7 @@ fn a_cd_installs_even_after_a_power_cut_and_the_disk_alone_becomes_a_node() -> R
     let entry: Vec<u8> = "pgkiln\0".encode_utf16().flat_map(u16::to_le_bytes).collect();
     assert!(firmware.windows(entry.len()).any(|part| part == entry), "the firmware has no entry for the disk");
 
-    // Neither CD nor metadata any more.
+    // Neither medium nor metadata any more.
     let node = Machine::new(&work.path().join("node"), &disk)?.secure()?.probe(LOOK);
     let said = node.boot()?.wait_for_end(LIMIT)?;
     assert_eq!((value(&said, "failed"), value(&said, "sql")), ("[]", "42"), "{said}");
@@ -86,9 +88,9 @@ fn a_cd_installs_even_after_a_power_cut_and_the_disk_alone_becomes_a_node() -> R
     assert!(value(&said, "slots").contains("_empty _empty var"), "{said}");
     assert_eq!(value(&said, "secrets"), "[0]", "wiped once they were taken: {said}");
 
-    // The CD again, and a disk that has become somebody's.
+    // The stick again, and a disk that has become somebody's.
     let before = Sha256::of_file(&disk)?;
-    let mut again = installer.boot()?;
+    let mut again = from_stick.boot()?;
     let said = again.wait_for("correct it and restart this machine", LIMIT)?;
     drop(again);
     assert!(

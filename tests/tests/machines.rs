@@ -42,7 +42,7 @@ fn three_machines_from_one_qcow2_are_a_cluster_that_survives_its_leader() -> Res
         let failed = cluster.output(slot, &["systemctl", "list-units", "--failed", "--plain", "--no-legend"])?;
         ensure!(failed.is_empty(), "{slot}: {failed}");
         let root = cluster.output(slot, &["findmnt", "-no", "SOURCE,OPTIONS", "/"])?;
-        ensure!(root.starts_with("/dev/mapper/") && root.contains("ro"), "{slot}: {root}");
+        ensure!(root.starts_with("/dev/dm-") && root.contains(" ro,"), "{slot}: {root}");
     }
 
     let writer = cluster.write_through(&cluster.others(&leader))?;
