@@ -1,7 +1,7 @@
 //! Files only their owner may read: the mode is set when they are created, and nothing is ever overwritten.
 
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::Context;
@@ -14,6 +14,14 @@ use crate::problem::Problem;
 pub(super) fn private_dir(path: &Path) -> anyhow::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.mode(0o700).create(path).with_context(|| format!("creating {}", path.display()))
+}
+
+/// A directory in `parent` that goes when dropped, and that only its owner may enter: for what other programs write, which
+/// choose their files' modes themselves.
+pub(crate) fn private_temporary_dir(parent: &Path) -> anyhow::Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix(".pgkiln-").permissions(std::fs::Permissions::from_mode(0o700));
+    builder.tempdir_in(parent).with_context(|| format!("creating a directory in {}", parent.display()))
 }
 
 /// Writes a new file (0600) and makes it durable; an existing one is an error.
@@ -33,7 +41,7 @@ pub(super) fn all_or_nothing(target: &Path, build: impl FnOnce(&Path) -> anyhow:
     };
     refuse_existing(target)?;
     fs_err::create_dir_all(parent)?;
-    let staging = tempfile::Builder::new().prefix(".pgkiln-").tempdir_in(parent).context("creating a directory")?;
+    let staging = private_temporary_dir(parent)?;
     let built = staging.path().join("built");
     build(&built)?;
     match renameat2(AT_FDCWD, &built, AT_FDCWD, target, RenameFlags::RENAME_NOREPLACE) {

@@ -3,10 +3,13 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use anyhow::Context;
+
+use super::files;
 use crate::problem::Problem;
 use crate::tool::{Cmd, table};
 
-/// Writes the files of `dir` as the volume `cidata` into the new file `to` (0600).
+/// Writes the files of `dir` as the volume `cidata` into the file `to` (0600).
 pub(super) fn write(dir: &Path, to: &Path) -> anyhow::Result<()> {
     let xorriso = table::XORRISO.find();
     let cmd = match (&xorriso, table::GENISOIMAGE.find()) {
@@ -17,9 +20,12 @@ pub(super) fn write(dir: &Path, to: &Path) -> anyhow::Result<()> {
             return Err(Problem::new(problem.what.clone(), problem.place.clone(), remedy).into());
         }
     };
-    // The directory around both is private, so nobody sees the file before its mode is set.
-    cmd.args(["-quiet", "-volid", "cidata", "-joliet", "-rock", "-output"]).arg(to).arg(dir).run()?;
-    let file = fs_err::File::open(to)?;
+    // The tool makes its file for everybody to read: nobody else may come near before that is changed.
+    let private = files::private_temporary_dir(to.parent().context("path of the volume")?)?;
+    let made = private.path().join("cidata");
+    cmd.args(["-quiet", "-volid", "cidata", "-joliet", "-rock", "-output"]).arg(&made).arg(dir).run()?;
+    let file = fs_err::File::open(&made)?;
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-    Ok(file.sync_all()?)
+    file.sync_all()?;
+    Ok(fs_err::rename(&made, to)?)
 }

@@ -20,6 +20,7 @@ use rustls::SignatureScheme;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
+use crate::cluster::private_temporary_dir;
 use crate::digest::Sha256;
 use crate::problem::Problem;
 use crate::tool::{Cmd, table};
@@ -60,7 +61,7 @@ const SIZES: std::ops::RangeInclusive<usize> = 2048..=4096;
 pub fn sign(tools: &Path, dir: &Path, epoch: u64, keys: &Keys, name: &str) -> anyhow::Result<PathBuf> {
     let certificate = Certificate::read(&keys.certificate)?;
     // Beside what other tools see, for as long as sbsign reads them; should we be killed, the next bake sweeps it.
-    let private = tempfile::tempdir_in(dir.parent().context("path of the bake's directory")?)?;
+    let private = private_temporary_dir(dir.parent().context("path of the bake's directory")?)?;
     let key_file = private.path().join("key");
     let (shown, signer) = match &keys.signer {
         Signer::Key(path) => {
