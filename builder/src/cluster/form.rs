@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::form_client::{self, Operator, Peer, Session};
 use super::formed::{Formed, Machine};
-use super::{Cluster, Node, Tokens};
+use super::{Cluster, Node};
 use crate::problem::{Problem, Problems};
 use crate::progress::Ui;
 
@@ -67,12 +67,12 @@ impl Cluster {
         let sha256 = digest(&Secrets::from(founding.clone()))?;
         let errands = voters.iter().map(|node| {
             let address = options.at.get(&node.slot).copied().unwrap_or_else(|| SocketAddr::new(node.address, PORT));
+            self.token(&node.slot)?;
             Ok(Errand {
                 cluster: self,
                 slot: &node.slot,
                 address,
                 place: format!("{} ({address})", node.slot),
-                token: self.token(&node.slot)?,
                 operator: &operator,
                 founding: &founding,
                 sha256: &sha256,
@@ -107,7 +107,6 @@ struct Errand<'a> {
     address: SocketAddr,
     /// For people.
     place: String,
-    token: Secret,
     operator: &'a Operator,
     founding: &'a Founding,
     sha256: &'a str,
@@ -159,14 +158,16 @@ impl Errand<'_> {
         match (shown.stage, &session.peer) {
             (Stage::Waiting, Peer::Unknown { key_sha256 }) => {
                 let proof = shown.proof.unwrap_or_default();
-                if !session.binding.is_node(&self.token, &proof)? {
+                // Read again each time: what was issued anew while we wait counts no more.
+                let (token, issue) = self.cluster.issued(self.slot)?;
+                if !session.binding.is_node(&token, &proof)? {
                     let remedy = "it was booted with another cluster's or an older seed, or it is not the node: write the \
                                   seed again (`pgkiln cluster seed --slot SLOT`) and boot it anew";
                     let what = "whoever waits there does not know this slot's token: nothing was sent";
                     return Err(self.problem(what, remedy));
                 }
-                self.bind(key_sha256)?;
-                self.bring(session).await
+                self.bind(key_sha256, issue)?;
+                self.bring(session, &token).await
             }
             (Stage::Formed, Peer::Agent) if shown.bundle_sha256.as_deref() == Some(self.sha256) => Ok(Outcome::Present),
             (Stage::Formed, Peer::Agent) => Err(self.problem(
@@ -182,8 +183,8 @@ impl Errand<'_> {
         }
     }
 
-    async fn bring(&self, mut session: Session) -> anyhow::Result<Outcome> {
-        let proof = session.binding.operator(&self.token, self.sha256)?;
+    async fn bring(&self, mut session: Session, token: &Secret) -> anyhow::Result<Outcome> {
+        let proof = session.binding.operator(token, self.sha256)?;
         let bundle = form::Bundle { schema: form::SCHEMA, proof, founding: self.founding.clone() };
         match form_client::bring(&mut session.sender, &bundle).await? {
             Ok(_) => Ok(Outcome::Brought),
@@ -192,10 +193,9 @@ impl Errand<'_> {
     }
 
     /// A token is good for one machine: its key is recorded before anything is sent to it.
-    fn bind(&self, key_sha256: &str) -> anyhow::Result<()> {
+    fn bind(&self, key_sha256: &str, issue: u32) -> anyhow::Result<()> {
         let (slot, dir) = (self.slot, &self.cluster.dir);
-        let tokens: Tokens = self.cluster.read_toml("tokens.toml")?;
-        let issue = tokens.issues.get(slot).copied().unwrap_or(1);
+        let _alone = Formed::lock(dir)?;
         let mut formed = Formed::load(dir)?;
         match formed.slots.get(slot) {
             Some(machine) if machine.issue == issue && machine.key_sha256 == key_sha256 => return Ok(()),
@@ -208,6 +208,7 @@ impl Errand<'_> {
                 );
                 return Err(self.problem(what, remedy));
             }
+            Some(machine) if machine.issue > issue => anyhow::bail!("its token was issued anew meanwhile"),
             _ => {}
         }
         let at = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();

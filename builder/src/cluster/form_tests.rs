@@ -40,7 +40,11 @@ struct Waiting {
 }
 
 async fn waiting(spec: &NodeSpec, disk: &Path) -> Waiting {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    waiting_at(spec, disk, (Ipv4Addr::LOCALHOST, 0).into()).await
+}
+
+async fn waiting_at(spec: &NodeSpec, disk: &Path, address: SocketAddr) -> Waiting {
+    let listener = TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (kept, board) = (Arc::new(Mutex::new(Vec::new())), Board::new(None));
     let (node, layout) = (Node::new(spec).unwrap(), Layout::new(disk));
@@ -106,6 +110,32 @@ fn a_token_is_good_for_one_machine_which_may_ask_again() {
         assert!(refused.contains("does not know this slot's token"), "an outdated token: {refused}");
         let other = waiting(&spec_of(&cluster), &dir.path().join("other")).await;
         bring(&cluster, &other).await.unwrap();
+    });
+}
+
+/// Somebody waits for a voter, a seed turns out to have leaked, and who has it comes first.
+#[test]
+fn a_token_that_is_issued_anew_while_the_voter_is_waited_for_is_worth_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = cluster_in(&dir.path().join("cluster"));
+    block_on(async {
+        let (leaked, place) = (spec_of(&cluster), TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+        let address = place.local_addr().unwrap();
+        drop(place);
+        let options = FormOptions { at: [("pg-1".to_owned(), address)].into(), patience: Duration::from_secs(30) };
+        let ui = Ui::silent("/".into());
+        let (forming, late) = tokio::join!(cluster.form(&options, &ui), async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            cluster.issue_token("pg-1").unwrap();
+            waiting_at(&leaked, &dir.path().join("disk"), address).await
+        });
+        let refused = forming.unwrap_err().to_string();
+        assert!(refused.contains("does not know this slot's token: nothing was sent"), "{refused}");
+        assert!(late.kept.lock().unwrap().is_empty());
+        late.task.abort();
+        // The token is not used up by that: the right machine has it.
+        let node = waiting(&spec_of(&cluster), &dir.path().join("another disk")).await;
+        assert_eq!(bring(&cluster, &node).await.unwrap()[0].outcome, Outcome::Brought);
     });
 }
 

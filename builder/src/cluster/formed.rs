@@ -1,9 +1,11 @@
 //! Which machine was brought the bundle with which token (`formed.toml`): a token is good for one.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::files;
@@ -32,6 +34,17 @@ pub(super) struct Machine {
 }
 
 impl Formed {
+    /// Alone from loading it to storing it, for as long as the value lives: somebody else may form another part of the cluster
+    /// at the same time.
+    pub(super) fn lock(dir: &Path) -> anyhow::Result<File> {
+        let lock = fs_err::File::open(dir)?.into_parts().0;
+        match lock.lock() {
+            // A file system that locks no directory (NFS).
+            Err(error) if error.raw_os_error() == Some(Errno::EBADF as i32) => Ok(lock),
+            locked => locked.map(|()| lock).with_context(|| format!("locking {}", dir.display())),
+        }
+    }
+
     pub(super) fn load(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(FILE);
         match fs_err::read_to_string(&path) {

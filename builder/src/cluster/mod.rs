@@ -35,6 +35,7 @@ mod secrets;
 mod seed;
 
 pub use definition::{Backup, Definition, Node};
+pub(crate) use files::private_temporary_dir;
 pub use form::{FormOptions, FormedSlot, Outcome};
 pub use options::Options;
 pub use read::parse;
@@ -241,8 +242,14 @@ impl Cluster {
 
     /// What the node in `slot` proves with that it may join.
     fn token(&self, slot: &str) -> anyhow::Result<Secret> {
+        Ok(self.issued(slot)?.0)
+    }
+
+    /// The same and its number, both of one moment: it may be issued anew at any time.
+    fn issued(&self, slot: &str) -> anyhow::Result<(Secret, u32)> {
         let mut tokens: Tokens = self.read_toml("tokens.toml")?;
-        let token = tokens.slots.remove(slot).map(|token| token.0);
+        let issue = tokens.issue_of(slot);
+        let token = tokens.slots.remove(slot).map(|token| (token.0, issue));
         token.ok_or_else(|| {
             let place = self.dir.join("tokens.toml").display().to_string();
             let remedy = format!("pgkiln cluster token {} {slot}", self.dir.display());

@@ -126,11 +126,16 @@ impl Tokens {
         Ok(())
     }
 
+    /// Number of the token of a slot that counts: how often it was issued.
+    pub(super) fn issue_of(&self, slot: &str) -> u32 {
+        self.issues.get(slot).copied().unwrap_or(1)
+    }
+
     /// What voters know about a slot's token.
     pub fn joiner(&self, slot: &str) -> Option<Joiner> {
         let SlotToken(token) = self.slots.get(slot)?;
         let token_sha256 = hex(&Sha256::digest(token.expose().as_bytes()));
-        Some(Joiner { token_sha256, issue: self.issues.get(slot).copied().unwrap_or(1) })
+        Some(Joiner { token_sha256, issue: self.issue_of(slot) })
     }
 
     /// `tokens.toml`.
