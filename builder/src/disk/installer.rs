@@ -4,9 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
-use super::{Disk, Work, boot, kernel::Kernel, uki};
+use super::{Disk, Work, boot, esp, kernel::Kernel, uki};
 use crate::outputs::image_file;
 
 /// Somebody may have to add `pgkiln.disk=`. Where firmware checks signatures, nothing can be added whatever this says.
@@ -25,28 +23,25 @@ pub(super) fn make(work: &Work<'_>, kernel: &Kernel, disk: &Disk) -> anyhow::Res
     let program = uki::make(work, kernel, &[&disk.initrd, &archive], &line, "installer.efi")?;
     fs_err::remove_file(archive)?;
     let program = super::signed(work, program, "installer.efi")?;
-    let esp = work.dir.join("installer");
+    let files = work.dir.join("installer");
     let name = format!("{}_{}_install.efi", work.image.full_name(), work.version);
-    boot::fill(work, &esp, &program, &name, LOADER)?;
+    boot::fill(work, &files, &program, &name, LOADER)?;
     fs_err::remove_file(&program)?;
-    let raw = partition(work, &esp)?;
-    fs_err::remove_dir_all(esp)?;
+    let raw = partition(work, &files)?;
+    fs_err::remove_dir_all(files)?;
     Ok(raw)
 }
 
-fn partition(work: &Work<'_>, esp: &Path) -> anyhow::Result<PathBuf> {
+fn partition(work: &Work<'_>, files: &Path) -> anyhow::Result<PathBuf> {
     let mut bytes = 0;
-    for entry in walkdir::WalkDir::new(esp) {
+    for entry in walkdir::WalkDir::new(files) {
         bytes += entry?.metadata()?.len();
     }
     let mib = bytes.div_ceil(MIB) + BESIDE_MIB;
     let definitions = work.dir.join("installer.repart.d");
     fs_err::create_dir(&definitions)?;
-    let name = esp.file_name().and_then(|name| name.to_str()).context("path of the system partition")?;
-    let text = format!(
-        "[Partition]\nType=esp\nLabel=pgkiln-install\nFormat=vfat\nCopyFiles=/srv/{name}:/\nSizeMinBytes={mib}M\n\
-         SizeMaxBytes={mib}M\n"
-    );
+    let text =
+        format!("[Partition]\nType=esp\nLabel=pgkiln-install\nFormat=vfat\nSizeMinBytes={mib}M\nSizeMaxBytes={mib}M\n");
     fs_err::write(definitions.join("10-esp.conf"), text)?;
     work.run(&[
         "systemd-repart",
@@ -59,5 +54,6 @@ fn partition(work: &Work<'_>, esp: &Path) -> anyhow::Result<PathBuf> {
         &format!("--seed={}", work.uuid("installer")),
         "/srv/installer.raw",
     ])?;
+    esp::fill(work, "installer.raw", files)?;
     Ok(work.dir.join("installer.raw"))
 }

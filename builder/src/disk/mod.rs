@@ -22,6 +22,7 @@ use crate::sandbox::Sandbox;
 
 pub mod boot;
 pub(crate) mod cpio;
+mod esp;
 pub mod gpt;
 pub mod head;
 mod initrd;
@@ -35,9 +36,10 @@ pub mod verity;
 
 /// The code that decides a disk's bytes. With the definitions of its partitions it is part of an image's version: two builders that make another disk of the same
 /// packages must not call both the same, or a node would take the other one for what it already has.
-const CODE: [&str; 12] = [
+const CODE: [&str; 13] = [
     include_str!("boot.rs"),
     include_str!("cpio.rs"),
+    include_str!("esp.rs"),
     include_str!("gpt.rs"),
     include_str!("head.rs"),
     include_str!("initrd.rs"),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{Work, gpt};
+use super::{Work, esp, gpt};
 use crate::digest::Sha256;
 use crate::image::Image;
 use crate::manifest::Partition;
@@ -41,6 +41,7 @@ pub(super) fn digest(image: &Image) -> anyhow::Result<Sha256> {
 /// A disk that is all defined, and not written yet.
 pub(super) struct Plan {
     bytes: u64,
+    esp: PathBuf,
 }
 
 /// Defines what goes where.
@@ -50,7 +51,13 @@ pub(super) fn plan(work: &Work<'_>, esp: &Path, hashes: &Path, root_hash: &str) 
     let mut bytes = TABLES;
     for entry in fs_err::read_dir(definitions(work.image)?)? {
         let entry = entry?;
-        let slot = slot_bytes(&fs_err::read_to_string(entry.path())?);
+        let text = fs_err::read_to_string(entry.path())?;
+        if text.lines().any(|line| line.starts_with("CopyFiles=")) {
+            let what = "`CopyFiles=` copies in whatever order the host's file system has";
+            let remedy = "leave it out: what belongs on the EFI system partition is put there";
+            return Err(Problem::new(what, entry.path().display().to_string(), remedy).into());
+        }
+        let slot = slot_bytes(&text);
         bytes += slot.with_context(|| format!("{}: no SizeMaxBytes= in M or G", entry.path().display()))?;
         fs_err::copy(entry.path(), target.join(entry.file_name()))?;
     }
@@ -63,8 +70,7 @@ pub(super) fn plan(work: &Work<'_>, esp: &Path, hashes: &Path, root_hash: &str) 
         fs_err::create_dir(&dir)?;
         fs_err::write(dir.join("bake.conf"), text)?;
     }
-    anyhow::ensure!(name(esp)? == "esp", "the definition of the EFI system partition names /srv/esp");
-    Ok(Plan { bytes })
+    Ok(Plan { bytes, esp: esp.to_owned() })
 }
 
 impl Plan {
@@ -82,6 +88,7 @@ impl Plan {
             &format!("--seed={}", work.uuid("disk")),
             &format!("/srv/{name}"),
         ])?;
+        esp::fill(work, name, &self.esp)?;
         Ok(work.dir.join(name))
     }
 }
