@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::digest::Sha256;
 use crate::sandbox::Sandbox;
 
 pub mod agent;
@@ -33,6 +34,14 @@ const ZSTD_LEVEL: &str = "3";
 /// Compressed block. 256 KiB is the knee: smaller ones compress worse, larger ones make a random 8 KiB read dear.
 const BLOCK_SIZE: &str = "262144";
 
+/// The code that decides a root image's bytes, given its layers' sources.
+const CODE: [&str; 2] = [include_str!("mod.rs"), include_str!("layer.rs")];
+
+/// Digest of it: another pgkiln may make another image of the same inputs, which needs another version.
+pub fn code() -> Sha256 {
+    Sha256::of(CODE.map(|part| Sha256::of(part).to_string()).join("\n"))
+}
+
 /// Makes `<dir>/<image>.root.squashfs` from the layers (topmost first) with the tool tree's mksquashfs.
 pub fn squashfs(layers: &[&Path], tools: &Path, dir: &Path, image: &str, epoch: u64) -> anyhow::Result<PathBuf> {
     let name = format!("{image}.root.squashfs");
@@ -42,6 +51,8 @@ pub fn squashfs(layers: &[&Path], tools: &Path, dir: &Path, image: &str, epoch: 
         "/mnt",
         &target,
         "-noappend",
+        // Else a file that cannot be read becomes an empty one, and all is well.
+        "-exit-on-error",
         "-no-progress",
         "-quiet",
         "-comp",

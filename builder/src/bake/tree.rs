@@ -96,7 +96,8 @@ pub(super) fn remark(tree: &RootTree) -> String {
     format!("{} files, {origin}", tree.files.len())
 }
 
-fn key(recipe: &Recipe<Locked>) -> Sha256 {
+/// Digest of everything that decides a tree.
+pub(super) fn key(recipe: &Recipe<Locked>) -> Sha256 {
     let image = recipe.image();
     let filter = Filter::config(&image.path_excludes, &image.path_includes);
     let lock = recipe.lock().digest().to_string();
@@ -190,11 +191,11 @@ fn prune(trees: &Path) -> anyhow::Result<()> {
     }
     found.sort();
     for (_, path) in found.into_iter().skip(TREES_KEPT) {
-        let lock_path = path.with_extension("lock");
-        let unused = fs_err::File::open(&lock_path).is_ok_and(|lock| lock.into_parts().0.try_lock().is_ok());
-        if unused {
+        // Held until the tree is gone, and the file stays: whoever waits for it must find the same file there.
+        let Ok(lock) = fs_err::File::open(path.with_extension("lock")) else { continue };
+        let (lock, _) = lock.into_parts();
+        if lock.try_lock().is_ok() {
             fs_err::remove_dir_all(&path)?;
-            let _ = fs_err::remove_file(&lock_path);
         }
     }
     Ok(())
