@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::assemble::{self, agent, layer};
 use crate::cache::Cache;
 use crate::configure::seal;
+use crate::digest::Sha256;
 use crate::disk;
 use crate::lint;
 use crate::manifest::{self, Manifest};
@@ -52,7 +53,9 @@ pub fn bake(options: &Options, ui: &Ui) -> anyhow::Result<Baked> {
     let programs = agent::Programs::find(options.agent.as_deref(), &options.image, &cache)?;
     let copied = layer::Files::collect(&agent::profiles(&options.image), &image.trees()?)?;
     let files_sha256 = copied.digest()?;
-    let made_of = [programs.digests(), vec![tools.lock().digest(), files_sha256, disk::code(image)?]].concat();
+    let nameless = Sha256::of(manifest::image_json(image, lock, "")?);
+    let made_by = vec![tree::key(&recipe), tree::key(&tools), assemble::code(), disk::code(image)?];
+    let made_of = [programs.digests(), vec![files_sha256, nameless], made_by].concat();
     let version = manifest::version(lock, &made_of)?;
     let image_json = manifest::image_json(image, lock, &version)?;
     let sources = layer::Sources { agent: &programs.agent, files: &copied, image_json: &image_json };

@@ -14,6 +14,7 @@ use crate::lock::{Locked, Recipe};
 use crate::lock::{moved, relock};
 use crate::manifest::Manifest;
 use crate::progress::Step;
+use crate::signature;
 use crate::store::Store;
 use crate::tool::{Cmd, table};
 
@@ -47,13 +48,15 @@ pub(super) fn fetch<const N: usize>(
 }
 
 /// Writes the manifest and moves everything to `out`. `SHA256SUMS` is removed first and comes back last: where it is, the
-/// set is complete.
+/// set is complete. What an earlier version left there goes: beside the new sums it would pass for the new version's.
 pub(super) fn publish(made: &Path, manifest: &Manifest<'_>, out: &Path) -> anyhow::Result<PathBuf> {
     fs_err::create_dir_all(out)?;
     let sums = out.join("SHA256SUMS");
-    match fs_err::remove_file(&sums) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+    let stale = stale(out, manifest.version);
+    remove(&sums)?;
+    remove(&out.join(signature::FILE))?;
+    for name in stale {
+        remove(&out.join(name))?;
     }
     let mut json = serde_json::to_vec_pretty(manifest)?;
     json.push(b'\n');
@@ -70,6 +73,30 @@ pub(super) fn publish(made: &Path, manifest: &Manifest<'_>, out: &Path) -> anyho
     Ok(fs_err::canonicalize(out)?)
 }
 
+/// Outputs of another version that a bake has left there.
+fn stale(out: &Path, version: &str) -> Vec<String> {
+    #[derive(serde::Deserialize)]
+    struct Before {
+        version: String,
+        outputs: Vec<Named>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Named {
+        name: String,
+    }
+    let text = fs_err::read(out.join("manifest.json")).unwrap_or_default();
+    let before: Option<Before> = serde_json::from_slice(&text).ok();
+    let others = before.filter(|before| before.version != version).into_iter().flat_map(|before| before.outputs);
+    others.map(|one| one.name).filter(|name| !name.contains('/')).collect()
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match fs_err::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
 /// Renames, or copies beside the target and renames where the two lie on different file systems.
 fn place(from: &Path, to: &Path) -> anyhow::Result<()> {
     match fs_err::rename(from, to) {
@@ -81,5 +108,20 @@ fn place(from: &Path, to: &Path) -> anyhow::Result<()> {
             Ok(())
         }
         other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_version_left_is_stale_and_nothing_else() {
+        let out = tempfile::tempdir().unwrap();
+        assert!(stale(out.path(), "2").is_empty());
+        let manifest = r#"{"version": "1", "outputs": [{"name": "x.qcow2"}, {"name": "../x"}]}"#;
+        fs_err::write(out.path().join("manifest.json"), manifest).unwrap();
+        assert_eq!(stale(out.path(), "2"), ["x.qcow2"]);
+        assert!(stale(out.path(), "1").is_empty(), "another format of the same version");
     }
 }

@@ -6,11 +6,13 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, geteuid, setegid};
 
 use crate::cache::Cache;
 
@@ -28,15 +30,20 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Removes what dead processes left and makes a new directory. From here on the caller's umask is ours: what is made below
-    /// becomes part of an image, and its modes must not depend on who bakes.
+    /// Removes what dead processes left and makes a new directory. From here on the caller's umask and group are ours: what is
+    /// made below becomes part of an image, and its modes and owners must not depend on who bakes, nor on the directory that
+    /// the cache lies in.
     pub(super) fn create(cache: &Cache) -> anyhow::Result<Self> {
         umask(Mode::from_bits_truncate(0o022));
+        if geteuid().is_root() {
+            setegid(Gid::from_raw(0)).context("taking root's group")?;
+        }
         // Between making a lock file and locking it nobody may sweep.
         let _alone = cache.lock("work", || ())?;
         let parent = cache.root().join("work");
         sweep(&parent)?;
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent)?.keep();
+        inherit_nothing(&dir)?;
         let lock_path = dir.with_extension("lock");
         let lock = fs_err::File::create(&lock_path)?.into_parts().0;
         lock.lock().context("locking a scratch directory")?;
@@ -62,6 +69,21 @@ impl Drop for Work {
         let _ = fs_err::remove_dir_all(&self.dir);
         let _ = fs_err::remove_file(&self.lock_path);
     }
+}
+
+/// A new directory may have its parent's group, its set-group-id bit and its default ACL, and would hand them on.
+fn inherit_nothing(dir: &Path) -> anyhow::Result<()> {
+    if geteuid().is_root() {
+        std::os::unix::fs::chown(dir, Some(0), Some(0)).with_context(|| format!("owner of {}", dir.display()))?;
+    }
+    for acl in ["system.posix_acl_default", "system.posix_acl_access"] {
+        match rustix::fs::removexattr(dir, acl) {
+            // None there, or a file system that has none.
+            Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOTSUP) => {}
+            Err(errno) => return Err(errno).with_context(|| format!("removing {acl} of {}", dir.display())),
+        }
+    }
+    Ok(fs_err::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?)
 }
 
 fn sweep(parent: &Path) -> anyhow::Result<()> {
@@ -114,5 +136,18 @@ mod tests {
         let gone = live.path().to_owned();
         drop(live);
         assert!(!gone.exists());
+    }
+
+    /// A cache that a group shares has this bit, and everything below would have it, image included.
+    #[test]
+    fn nothing_is_inherited_from_the_directory_of_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        fs_err::create_dir_all(dir.path().join("work")).unwrap();
+        fs_err::set_permissions(dir.path().join("work"), std::fs::Permissions::from_mode(0o2775)).unwrap();
+        let work = Work::create(&cache).unwrap();
+        for made in [work.path().to_owned(), work.dir("root").unwrap()] {
+            assert_eq!(made.metadata().unwrap().permissions().mode() & 0o7777, 0o755, "{}", made.display());
+        }
     }
 }
