@@ -17,7 +17,7 @@ use pgkiln::lock::{Locked, Recipe};
 use pgkiln::problem::Problem;
 use pgkiln::progress::Ui;
 use pgkiln::sandbox::Sandbox;
-use pgkiln::tool::table;
+use pgkiln::tool::{Cmd, table};
 use pgkiln::unpack::control::Paragraph;
 use pgkiln::unpack::deb::Deb as Package;
 use pgkiln::unpack::{self, dpkg_db};
@@ -320,7 +320,23 @@ fn two_bakes_give_the_same_bytes() -> Result {
     assert_eq!(sums(&first)?, sums(&second)?);
     let verified = pgkiln::verify::verify(&second, None)?;
     assert_eq!(verified.files, sums(&second)?.lines().count());
-    assert!(verified.root_hash.is_some());
+    assert!(verified.root_hash.is_some() && verified.unlisted.is_empty(), "{:?}", verified.unlisted);
+
+    // Both bakes have their cache on one file system; another lists directories in another order.
+    let disk = pgkiln::disk::gpt::read(&second.join("debian-13.raw"))?;
+    let esp = disk.partitions.iter().find(|one| one.kind == pgkiln::disk::gpt::Kind::Esp).context("no ESP")?;
+    let sandbox = Sandbox::new(&place.tools()?, EPOCH).bind(&second, "srv", true);
+    let listed = sandbox.run(&["mdir", "-b", "-i", &format!("/srv/debian-13.raw@@{}", esp.offset), "::/EFI"])?.stdout;
+    assert_eq!(
+        String::from_utf8(listed)?.lines().collect::<Vec<_>>(),
+        ["::/EFI/BOOT/", "::/EFI/Linux/", "::/EFI/systemd/"]
+    );
+
+    // The size in its footer, not the geometry there.
+    let info =
+        Cmd::new(&table::QEMU_IMG).args(["info", "--output=json", "-f", "vpc"]).arg(second.join("debian-13.vhd"));
+    let info: serde_json::Value = serde_json::from_slice(&info.output()?)?;
+    assert_eq!(info["virtual-size"].as_u64(), Some(second.join("debian-13.raw").metadata()?.len()));
     Ok(())
 }
 

@@ -133,8 +133,10 @@ async fn serve(args: &Args, set: Set, others: &[Set], machines: Machines, ui: &U
 
 /// Where machines reach us.
 fn reached(args: &Args, listening: SocketAddr) -> anyhow::Result<SocketAddr> {
-    if !listening.ip().is_unspecified() {
-        return Ok(listening);
+    // `::ffff:10.0.0.1` would be an IPv6 address in a script for machines that have IPv4 alone.
+    let ip = listening.ip().to_canonical();
+    if !ip.is_unspecified() {
+        return Ok(SocketAddr::new(ip, listening.port()));
     }
     let ip = match &args.interface {
         Some(interface) => netboot::address_of(interface)?.0,

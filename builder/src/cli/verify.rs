@@ -21,6 +21,10 @@ pub fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let verified = verify::verify(&args.dir, args.public_key.as_deref())?;
     step.done();
     ui.say(format!("{} {}: {} files are what was baked", verified.image, verified.version, verified.files));
+    if !verified.unlisted.is_empty() {
+        let names = verified.unlisted.join(", ");
+        ui.say(format!("not of this bake, and not looked at: {names} (`--format` names all that a bake is to make)"));
+    }
     if let Some(root_hash) = &verified.root_hash {
         ui.say(format!("root hash {root_hash}, computed from the root itself"));
     }

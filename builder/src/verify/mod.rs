@@ -41,6 +41,8 @@ pub struct Verified {
     pub version: String,
     /// Files whose sums were right.
     pub files: usize,
+    /// Files of this image's name that no sum lists, which were not looked at: of another bake.
+    pub unlisted: Vec<String>,
     /// The root hash, computed from the disk's own root.
     pub root_hash: Option<String>,
     /// Whether somebody answers for them.
@@ -78,7 +80,8 @@ pub fn verify(dir: &Path, key: Option<&str>) -> anyhow::Result<Verified> {
         None if dir.join(signature::FILE).is_file() => Signed::Unchecked,
         None => Signed::No,
     };
-    Ok(Verified { image, version, files: sums.len(), root_hash, signed })
+    let unlisted = unlisted(dir, &image, &sums)?;
+    Ok(Verified { image, version, files: sums.len(), unlisted, root_hash, signed })
 }
 
 fn check(dir: &Path, sums: &[(Sha256, String)]) -> anyhow::Result<(Vec<Problem>, Manifest)> {
@@ -106,6 +109,19 @@ fn check(dir: &Path, sums: &[(Sha256, String)]) -> anyhow::Result<(Vec<Problem>,
         problems.extend(image_file::check(&dir.join(&output.name), manifest.root_hash.as_deref())?);
     }
     Ok((problems, manifest))
+}
+
+fn unlisted(dir: &Path, image: &str, sums: &[(Sha256, String)]) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs_err::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let ours = name.strip_prefix(image).is_some_and(|rest| rest.starts_with(['.', '_', '-']));
+        if ours && !sums.iter().any(|(_, listed)| *listed == name) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 const AGAIN: &str = "copy it again from where it was baked, or bake it again";
