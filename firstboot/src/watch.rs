@@ -265,7 +265,7 @@ mod tests {
         assert!(!look(Some("start failed"), 0) && !look(Some("starting"), 30) && !look(None, 40));
         assert!(look(Some("start failed"), 61), "the tries between do not count as better");
         assert!(!look(Some("starting"), 600), "it may be recovering");
-        assert!(!look(Some("running"), 602) && !look(Some("crashed"), 603) && !look(Some("crashed"), 660));
+        assert!(!look(Some("running"), 602) && !look(Some("crashed"), 603) && !look(Some("restart failed (restarting)"), 660));
         assert!(look(Some("crashed"), 664));
         assert!(!look(Some("creating replica"), 665), "somebody has it begin anew");
     }
