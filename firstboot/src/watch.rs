@@ -14,10 +14,11 @@ use crate::image_info::ImageInfo;
 use crate::layout::Layout;
 use crate::patroni::{Local, Member, Patroni};
 use crate::register::{self, Keys};
+use crate::services::{Services, Unit};
 use crate::sql;
 use crate::status::{Board, Phase, Verdict};
 use crate::update::{fits, tries};
-use crate::verdict::{self, Health, Unit};
+use crate::verdict::{self, Health};
 
 /// Between looks at a node that is not good yet.
 const SOON: Duration = Duration::from_millis(1000);
@@ -61,8 +62,8 @@ pub struct Watch {
     pub haproxy: bool,
     /// What keeps the repository host from its work.
     pub repository: Trouble,
-    /// Units of the role.
-    pub units: Vec<String>,
+    /// Those of the role.
+    pub services: Services,
     /// Cluster-wide settings that the specification changed and Patroni does not know yet.
     pub patch: Option<serde_json::Value>,
 }
@@ -117,18 +118,19 @@ impl Done {
 impl Watch {
     /// Watches until dropped.
     pub async fn run(&self) -> Result<()> {
-        let mut done = Done::default();
+        let (mut done, mut services) = (Done::default(), self.services.clone());
         loop {
             let mut health = self.look().await;
             let local = health.patroni.as_ref().and_then(|said| said.as_ref().ok());
             health.postgres_does_not_start = done.does_not_start(local, Instant::now());
             if verdict::judge(&health).0 == Verdict::Good {
                 (done.doubtful, done.failing) = (0, Vec::new());
+                services.forget();
             } else {
                 done.doubtful += 1;
                 // systemd is asked rarely: starting takes a while, and asking costs more than all other looks.
                 if done.doubtful.is_multiple_of(ASK_SYSTEMD) {
-                    done.failing = verdict::failing(&self.units).await;
+                    done.failing = services.look().await.to_vec();
                 }
                 health.failing.clone_from(&done.failing);
             }
