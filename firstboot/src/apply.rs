@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::facts::Facts;
 use crate::plan::{Desired, Due, Lasts, Plan, Step};
+use crate::setback;
 use crate::state::State;
 use crate::status::{StepState, StepStatus};
 use crate::step::{Action, Host};
@@ -33,6 +34,11 @@ pub enum After {
     StartAnew,
 }
 
+/// Which step it was that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("step `{0}`")]
+pub struct FailedStep(pub &'static str);
+
 /// Applies what is due.
 pub async fn apply(
     plan: &Plan,
@@ -58,12 +64,14 @@ pub async fn apply(
         if let Err(error) = result {
             show(host, number, StepState::Failed, Some(seconds), &format!("{error:#}"));
             tracing::error!("{label} failed after {seconds:.1}s: {error:#}");
-            return Err(error.context(format!("step `{}`", step.id)));
+            return Err(error.context(FailedStep(step.id)));
         }
         // A step of this process leaves nothing behind that a record could speak for.
         if step.lasts != Lasts::Run {
-            state.record(&host.layout, step.id, &step.digest, &facts.boot_id).context("recording the step")?;
+            let recorded = state.record(&host.layout, step.id, &step.digest, &facts.boot_id);
+            recorded.context("recording the step").context(FailedStep(step.id))?;
         }
+        setback::over(&host.layout, step.id)?;
         show(host, number, StepState::Done, Some(seconds), &step.summary);
         tracing::info!("{label} {} done in {seconds:.1}s", step.summary);
     }

@@ -127,6 +127,11 @@ impl Layout {
         self.at("/var/lib/etcd/default")
     }
 
+    /// etcd's log: made once it knows its cluster; `member` alone is there before.
+    pub fn etcd_wal(&self) -> PathBuf {
+        self.etcd_data().join("member/wal")
+    }
+
     /// PostgreSQL's data directory for one major version.
     pub fn pgdata(&self, major: u32) -> PathBuf {
         self.at(format!("/var/lib/postgresql/{major}/main"))

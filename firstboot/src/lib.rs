@@ -37,6 +37,8 @@ pub mod retry;
 pub mod roll;
 pub mod run;
 pub mod server;
+pub mod services;
+pub mod setback;
 pub mod spec;
 pub mod sql;
 pub mod state;

@@ -30,6 +30,7 @@ use crate::renew::Renewal;
 use crate::retry::{Failure, Policy, retry};
 use crate::roll::Roll;
 use crate::server;
+use crate::services::Services;
 use crate::spec::{Durability, NodeSpec, Password, Role, Secrets};
 use crate::status::Phase;
 use crate::step::Host;
@@ -212,11 +213,6 @@ impl Member {
             None => Ok(None),
         }
     }
-
-    fn units(&self) -> Vec<String> {
-        let services = self.desired.profile.services.iter().filter(|service| self.desired.runs(service));
-        services.filter_map(|service| self.desired.image.unit(service).ok().map(str::to_owned)).collect()
-    }
 }
 
 /// What a person must act on ends the attempt, everything else may go away by itself: three seeds set up one etcd at
@@ -333,7 +329,7 @@ impl Cluster for Member {
             voter: spec.is_voter(),
             haproxy: self.desired.runs("haproxy"),
             repository: trouble.clone(),
-            units: self.units(),
+            services: Services::new(&self.host.layout, &self.desired),
             patch: self.patch()?,
         };
         let alongside = Alongside::new(&self.host.layout, &self.desired, &client, watch.patroni.as_ref())?;

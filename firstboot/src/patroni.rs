@@ -31,10 +31,10 @@ impl Local {
         self.state == "running" && matches!(self.role.as_str(), "primary" | "master")
     }
 
-    /// False if PostgreSQL was to be started here and did not (states of Patroni, `postgresql/__init__.py`); that it is being started once
-    /// more says nothing either way.
+    /// False if PostgreSQL was to be started here and did not (states of Patroni, `postgresql/__init__.py`; the state before follows in
+    /// parentheses after some); that it is being started once more says nothing either way.
     pub fn starts(&self) -> Option<bool> {
-        match self.state.as_str() {
+        match self.state.split(" (").next().unwrap_or_default() {
             "start failed" | "restart failed" | "crashed" => Some(false),
             "starting" | "restarting" | "stopping" | "stopped" => None,
             _ => Some(true),

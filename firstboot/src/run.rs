@@ -1,6 +1,6 @@
 //! The agent's life, one stage after another.
 
-use crate::apply::{self, After, Cluster};
+use crate::apply::{self, After, Cluster, FailedStep};
 use crate::cli::problems;
 use crate::facts::Facts;
 use crate::image_info::ImageInfo;
@@ -9,11 +9,13 @@ use crate::notify::notify;
 use crate::plan::{self, Desired};
 use crate::problem::Problem;
 use crate::profile::Profile;
+use crate::services::Services;
 use crate::state::State;
 use crate::status::{Board, Phase};
-use crate::step::Host;
+use crate::step::{self, Host};
 use crate::update::fits;
-use crate::{datasource, durable, stored, tune};
+use crate::verdict::TRIES;
+use crate::{datasource, durable, setback, stored, tune};
 
 /// How a run ended without success.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub enum Ended {
     Unasked(Vec<Problem>),
     /// Something failed that may work the next time.
     Failed(Vec<Problem>),
+    /// What needs nobody else has failed too often in a row: it is tried again, but another version may do better.
+    Broken(Vec<Problem>),
 }
 
 /// datasource -> NodeSpec; (NodeSpec, Facts, State) -> Plan -> apply steps -> register -> watch.
@@ -48,12 +52,28 @@ async fn become_node<C: Cluster>(host: &Host, start: impl Fn(&Host, &Desired) ->
     let plan = plan::plan(&desired, &facts, &state).map_err(Ended::Refused)?;
     board.phase(Phase::Applying);
     let mut cluster = start(host, &desired);
-    match apply::apply(&plan, &desired, &facts, &mut state, host, &mut cluster).await {
+    let mut services = Services::new(layout, &desired);
+    let applied = tokio::select! {
+        applied = apply::apply(&plan, &desired, &facts, &mut state, host, &mut cluster) => applied,
+        never = services.guard(board) => match never {},
+    };
+    board.cannot_start(None);
+    match applied {
         Ok(()) => Ok((desired, cluster)),
         // The voters said no: asking again changes nothing.
         Err(error) if !desired.secrets.are_here() && error.is::<Problem>() => Err(Ended::Refused(problems(error))),
+        Err(error) if is_broken(layout, &error) => Err(Ended::Broken(problems(error))),
         Err(error) => Err(Ended::Failed(problems(error))),
     }
+}
+
+/// Counts a failure that is this machine's own.
+fn is_broken(layout: &Layout, error: &anyhow::Error) -> bool {
+    let Some(FailedStep(id)) = error.downcast_ref::<FailedStep>().filter(|step| step::is_local(step.0)) else {
+        return false;
+    };
+    let times = setback::count(layout, id);
+    times.map_err(|error| tracing::warn!("counting failures: {error:#}")).is_ok_and(|times| times >= TRIES)
 }
 
 /// What this boot must become: nothing is written but the acceptance itself.
@@ -77,4 +97,26 @@ async fn decide(layout: &Layout, board: &Board) -> Result<(Desired, Facts), Ende
     let desired = Desired { accepted, secrets, image, profile };
     tune::notes(&desired, &facts).into_iter().for_each(|note| board.note(note));
     Ok((desired, facts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_here_again_and_again_is_broken_and_what_needs_others_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        let failed = |id| {
+            let problem = Problem::new("haproxy.service does not start", "haproxy.service", "");
+            anyhow::Error::from(problem).context(FailedStep(id))
+        };
+        let broken: Vec<_> = (0..=TRIES).map(|_| is_broken(&layout, &failed("haproxy"))).collect();
+        assert_eq!(broken, [false, false, false, false, true, true]);
+        for id in ["network", "join", "form", "etcd", "slot"] {
+            assert!((0..2 * TRIES).all(|_| !is_broken(&layout, &failed(id))), "{id}");
+        }
+        assert!(!is_broken(&layout, &anyhow::anyhow!("the lease was lost")));
+        assert_eq!(problems(failed("haproxy"))[0].what, "haproxy.service does not start", "the reason is shown");
+    }
 }

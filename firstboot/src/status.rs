@@ -169,12 +169,13 @@ struct Inner {
     status: Status,
     path: Option<PathBuf>,
     said: Option<(String, Instant)>,
+    broken: Option<Problem>,
 }
 
 impl Board {
     /// A board mirrored to `path`; `None` keeps it in memory (tests, `plan`).
     pub fn new(path: Option<PathBuf>) -> Self {
-        Self { inner: Arc::new(Mutex::new(Inner { status: Status::default(), path, said: None })) }
+        Self { inner: Arc::new(Mutex::new(Inner { status: Status::default(), path, said: None, broken: None })) }
     }
 
     /// A copy of the present status.
@@ -236,6 +237,32 @@ impl Board {
         self.update(|s| s.verdict = verdict);
     }
 
+    /// While steps run: which service cannot start on this node. That is bad, until it does.
+    pub fn cannot_start(&self, broken: Option<Problem>) {
+        let before = {
+            let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut inner.broken, broken.clone())
+        };
+        match (before, broken) {
+            (before, Some(broken)) => {
+                if before.is_none() {
+                    tracing::error!("{broken}");
+                }
+                self.update(|s| (s.verdict, s.error) = (Verdict::Bad, Some(broken)));
+            }
+            (Some(before), None) => self.update(|s| {
+                s.verdict = Verdict::Undecided;
+                s.error.take_if(|error| *error == before);
+            }),
+            (None, None) => {}
+        }
+    }
+
+    /// The service that cannot start on this node.
+    pub fn broken(&self) -> Option<Problem> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).broken.clone()
+    }
+
     /// Adds a note once.
     pub fn note(&self, note: impl Into<String>) {
         let note = note.into();
@@ -284,6 +311,23 @@ mod tests {
         assert_eq!(board.get().notes, ["unfenced", "backups: queue full"]);
         board.note_on("backups", None);
         assert_eq!(board.get().notes, ["unfenced"]);
+    }
+
+    #[test]
+    fn what_cannot_start_is_bad_until_it_does() {
+        let board = Board::new(None);
+        let other = Problem::new("etcd's data is gone", "", "");
+        let broken = |restarts: u32| Some(Problem::new(format!("{restarts} restarts"), "etcd.service", ""));
+        board.update(|status| status.error = Some(other.clone()));
+        board.cannot_start(None);
+        assert_eq!((board.get().verdict, board.get().error), (Verdict::Undecided, Some(other)));
+        for restarts in [5, 7] {
+            board.cannot_start(broken(restarts));
+            assert_eq!((board.get().verdict, board.get().error), (Verdict::Bad, broken(restarts)));
+        }
+        assert_eq!(board.broken(), broken(7));
+        board.cannot_start(None);
+        assert_eq!((board.get().verdict, board.get().error, board.broken()), (Verdict::Undecided, None, None));
     }
 
     #[test]

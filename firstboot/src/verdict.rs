@@ -9,12 +9,13 @@ use crate::durable;
 use crate::layout::Layout;
 use crate::patroni::Local;
 use crate::problem::Problem;
-use crate::status::{Status, Verdict};
-use crate::tool;
+use crate::services::Unit;
+use crate::status::{Status, StepState, Verdict};
 use crate::update::tries;
+use crate::{setback, step, tool};
 
-/// A service restarted this often without success does not start here.
-const TRIES: u32 = 5;
+/// What has failed this often without success does not work here.
+pub const TRIES: u32 = 5;
 
 /// What was seen of this node's services.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,27 +38,11 @@ pub struct Health {
     pub failing: Vec<Unit>,
 }
 
-/// A unit in trouble.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unit {
-    /// Its name.
-    pub name: String,
-    /// systemd's `ActiveState`.
-    pub active: String,
-    /// How often systemd restarted it.
-    pub restarts: u32,
-}
-
-impl Unit {
-    fn cannot_start(&self) -> bool {
-        self.active == "failed" || (self.active != "active" && self.restarts >= TRIES)
-    }
-}
-
 /// The verdict and, unless it is good, its reason.
 pub fn judge(health: &Health) -> (Verdict, Option<String>) {
     if let Some(unit) = health.failing.iter().find(|unit| unit.cannot_start()) {
-        return (Verdict::Bad, Some(format!("{0} does not start; see `journalctl -b -u {0}`", unit.name)));
+        let Problem { what, remedy, .. } = unit.problem();
+        return (Verdict::Bad, Some(format!("{what}; {remedy}")));
     }
     if health.postgres_does_not_start {
         let why = "PostgreSQL does not start; see `journalctl -b -u patroni`";
@@ -89,24 +74,6 @@ pub fn judge(health: &Health) -> (Verdict, Option<String>) {
     }
 }
 
-/// Asks systemd about `units`; those that run well are left out.
-pub async fn failing(units: &[String]) -> Vec<Unit> {
-    let shown = tool::systemctl(&["show", "--property=Id,ActiveState,NRestarts"]).args(units).run().await;
-    shown.map(|text| parse(&text)).unwrap_or_default().into_iter().filter(|unit| unit.active != "active").collect()
-}
-
-fn parse(text: &str) -> Vec<Unit> {
-    let unit = |block: &str| {
-        let value = |key: &str| block.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        Some(Unit {
-            name: value("Id")?.to_owned(),
-            active: value("ActiveState")?.to_owned(),
-            restarts: value("NRestarts").and_then(|n| n.parse().ok()).unwrap_or(0),
-        })
-    };
-    text.split("\n\n").filter_map(unit).collect()
-}
-
 /// After being undecided for so long a boot waits for others: its try is given back.
 const WAITS_FOR_OTHERS: Duration = Duration::from_secs(20);
 /// Between two looks at an agent that has not said anything final.
@@ -132,11 +99,7 @@ async fn decide(layout: &Layout) -> Result<(), Problem> {
     loop {
         match durable::read_json::<Status>(&layout.status()) {
             Ok(Some(Status { verdict: Verdict::Good, .. })) => {
-                match tries::bless(layout) {
-                    Ok(Some(id)) => tracing::info!("{id} was good: the boot loader counts no more"),
-                    Ok(None) => {}
-                    Err(error) => tracing::warn!("the boot loader's file: {error:#}"),
-                }
+                tries::say_good(layout);
                 return Ok(());
             }
             Ok(Some(Status { verdict: Verdict::Bad, error, waiting_for, .. })) => {
@@ -147,7 +110,11 @@ async fn decide(layout: &Layout) -> Result<(), Problem> {
                 return Err(error.unwrap_or_else(unknown));
             }
             // The agent has come far enough to say that it waits: whatever is missing, it is not the image.
-            Ok(Some(_)) if !waits && started.elapsed() > WAITS_FOR_OTHERS => {
+            Ok(Some(status))
+                if !waits
+                    && started.elapsed() > WAITS_FOR_OTHERS
+                    && waits_for_others(&status, setback::is_there(layout)) =>
+            {
                 waits = true;
                 match tries::give_back(layout) {
                     Ok(Some(before)) => tracing::info!("this boot waits for others: {} gets its try back", before.id),
@@ -170,6 +137,12 @@ async fn decide(layout: &Layout) -> Result<(), Problem> {
     }
 }
 
+/// Whether it is not this machine's own work that keeps an undecided boot; `setback`: the agent's last attempt failed at that.
+fn waits_for_others(status: &Status, setback: bool) -> bool {
+    let at_it = |state| matches!(state, StepState::Running | StepState::Failed);
+    !setback && !status.steps.iter().any(|step| at_it(step.state) && step::is_local(&step.id))
+}
+
 /// Whether the agent itself does not run here: it ends again and again, and not because something may be better next time.
 fn crashes(shown: &str) -> Option<String> {
     let value = |key: &str| shown.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
@@ -182,6 +155,9 @@ fn crashes(shown: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::services::End;
+    use crate::status::StepState::{Done, Failed, Pending, Running, Unchanged};
+    use crate::status::StepStatus;
 
     fn local(state: &str, role: &str, replication: Option<&str>) -> Option<Result<Local, String>> {
         let replication_state = replication.map(str::to_owned);
@@ -190,7 +166,12 @@ mod tests {
 
     #[test]
     fn good_bad_undecided() {
-        let unit = |active: &str, restarts| Unit { name: "patroni.service".into(), active: active.into(), restarts };
+        let unit = |active: &str, restarts| Unit {
+            name: "patroni.service".into(),
+            active: active.into(),
+            restarts,
+            ended: Some(End::Exited(1)),
+        };
         let good = Health { patroni: local("running", "primary", None), ..Health::default() };
         let cases = [
             (good.clone(), Verdict::Good),
@@ -216,18 +197,31 @@ mod tests {
     }
 
     #[test]
+    fn only_a_boot_that_others_keep_gets_its_try_back() {
+        let waits = |steps: &[(&str, StepState)], setback| {
+            let steps = steps.iter().map(|(id, state)| StepStatus {
+                id: (*id).to_owned(),
+                state: *state,
+                seconds: None,
+                detail: String::new(),
+            });
+            waits_for_others(&Status { steps: steps.collect(), ..Status::default() }, setback)
+        };
+        assert!(waits(&[], false), "nobody has said what it must become");
+        assert!(!waits(&[], true), "the agent begins again after a failure of its own");
+        for of_others in ["network", "join", "form", "etcd", "slot"] {
+            assert!(waits(&[("haproxy", Done), (of_others, Running), ("patroni", Pending)], false));
+            assert!(waits(&[("pki", Unchanged), (of_others, Failed)], false));
+        }
+        assert!(!waits(&[("haproxy", Running), ("etcd", Pending)], false));
+        assert!(!waits(&[("haproxy", Failed), ("etcd", Pending)], false));
+        assert!(waits(&[("haproxy", Done), ("patroni", Done)], false), "a rebuild");
+    }
+
+    #[test]
     fn an_agent_that_crashes_is_bad_and_one_that_tries_again_is_not() {
         let shown = |restarts: u32, status: u32| crashes(&format!("NRestarts={restarts}\nExecMainStatus={status}\n"));
         assert!(shown(5, 101).is_some() && shown(9, 203).is_some());
         assert_eq!([shown(4, 101), shown(50, 75), shown(50, 0), crashes("")], [None, None, None, None]);
-    }
-
-    #[test]
-    fn reads_systemctl_show() {
-        let text = "Id=etcd.service\nActiveState=active\nNRestarts=0\n\nId=patroni.service\nActiveState=activating\n\
-                    NRestarts=7\n";
-        let units = parse(text);
-        assert_eq!(units.len(), 2);
-        assert!(units[1].cannot_start() && !units[0].cannot_start());
     }
 }

@@ -14,10 +14,11 @@ use crate::image_info::ImageInfo;
 use crate::layout::Layout;
 use crate::patroni::{Local, Member, Patroni};
 use crate::register::{self, Keys};
+use crate::services::{Services, Unit};
 use crate::sql;
 use crate::status::{Board, Phase, Verdict};
-use crate::update::fits;
-use crate::verdict::{self, Health, Unit};
+use crate::update::{fits, tries};
+use crate::verdict::{self, Health};
 
 /// Between looks at a node that is not good yet.
 const SOON: Duration = Duration::from_millis(1000);
@@ -61,8 +62,8 @@ pub struct Watch {
     pub haproxy: bool,
     /// What keeps the repository host from its work.
     pub repository: Trouble,
-    /// Units of the role.
-    pub units: Vec<String>,
+    /// Those of the role.
+    pub services: Services,
     /// Cluster-wide settings that the specification changed and Patroni does not know yet.
     pub patch: Option<serde_json::Value>,
 }
@@ -75,6 +76,7 @@ struct Done {
     patched: bool,
     born: bool,
     marked: bool,
+    blessed: bool,
     /// Looks since this node was last good.
     doubtful: u32,
     /// What systemd said of its units when it was last asked.
@@ -94,36 +96,48 @@ impl Done {
         }
         false
     }
+
+    /// What is remembered of the first good look; `image`: of what runs PostgreSQL here.
+    fn was_good(&mut self, layout: &Layout, image: Option<&ImageInfo>) {
+        // Leads or follows: whatever is in PostgreSQL's directory is a database now.
+        if !self.born {
+            let removed = durable::remove(&layout.unborn());
+            self.born = removed.map_err(|error| tracing::warn!("{error:#}")).is_ok();
+        }
+        if let Some(image) = image.filter(|_| !self.marked) {
+            let marked = fits::record(layout, image);
+            self.marked = marked.map_err(|error| tracing::warn!("the data marker: {error:#}")).is_ok();
+        }
+        // A boot's verdict is asked for once: what was bad then, and was corrected, has nobody else who says that it is good.
+        if !self.blessed {
+            self.blessed = tries::say_good(layout);
+        }
+    }
 }
 
 impl Watch {
     /// Watches until dropped.
     pub async fn run(&self) -> Result<()> {
-        let mut done = Done::default();
+        let (mut done, mut services) = (Done::default(), self.services.clone());
         loop {
             let mut health = self.look().await;
             let local = health.patroni.as_ref().and_then(|said| said.as_ref().ok());
             health.postgres_does_not_start = done.does_not_start(local, Instant::now());
             if verdict::judge(&health).0 == Verdict::Good {
                 (done.doubtful, done.failing) = (0, Vec::new());
+                services.forget();
             } else {
                 done.doubtful += 1;
                 // systemd is asked rarely: starting takes a while, and asking costs more than all other looks.
                 if done.doubtful.is_multiple_of(ASK_SYSTEMD) {
-                    done.failing = verdict::failing(&self.units).await;
+                    done.failing = services.look().await.to_vec();
                 }
                 health.failing.clone_from(&done.failing);
             }
             let (verdict, why) = verdict::judge(&health);
             self.say(verdict, why);
-            // Leads or follows: whatever is in PostgreSQL's directory is a database now.
-            if verdict == Verdict::Good && !done.born {
-                let removed = durable::remove(&self.layout.unborn());
-                done.born = removed.map_err(|error| tracing::warn!("{error:#}")).is_ok();
-            }
-            if verdict == Verdict::Good && self.patroni.is_some() && !done.marked {
-                let marked = fits::record(&self.layout, &self.image);
-                done.marked = marked.map_err(|error| tracing::warn!("the data marker: {error:#}")).is_ok();
+            if verdict == Verdict::Good {
+                done.was_good(&self.layout, self.patroni.is_some().then_some(&self.image));
             }
             if let Err(error) = self.chores(&health, &mut done).await {
                 tracing::warn!("{error:#}");
@@ -256,6 +270,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_boot_that_was_bad_and_is_good_counts_no_more() {
+        let (_dir, layout) = tries::tests::boot("x_1+2-1.efi");
+        let mut done = Done::default();
+        done.was_good(&layout, None);
+        assert_eq!(tries::tests::names(&layout), ["x_0.efi", "x_1.efi"]);
+        assert!(done.blessed && done.born && !done.marked);
+    }
+
+    #[test]
     fn postgresql_that_is_started_in_vain_for_a_minute_does_not_start() {
         let (mut done, start) = (Done::default(), Instant::now());
         let mut look = |state: Option<&str>, seconds| {
@@ -265,7 +288,11 @@ mod tests {
         assert!(!look(Some("start failed"), 0) && !look(Some("starting"), 30) && !look(None, 40));
         assert!(look(Some("start failed"), 61), "the tries between do not count as better");
         assert!(!look(Some("starting"), 600), "it may be recovering");
-        assert!(!look(Some("running"), 602) && !look(Some("crashed"), 603) && !look(Some("crashed"), 660));
+        assert!(
+            !look(Some("running"), 602)
+                && !look(Some("crashed"), 603)
+                && !look(Some("restart failed (restarting)"), 660)
+        );
         assert!(look(Some("crashed"), 664));
         assert!(!look(Some("creating replica"), 665), "somebody has it begin anew");
     }

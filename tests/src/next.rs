@@ -1,5 +1,5 @@
 //! The next version of the image under test, as an update set: the same recipe with one more package and, where the mirror has
-//! it, the pgBackRest of Debian's next release; one whose agent does not work, and one whose Patroni does not.
+//! it, the pgBackRest of Debian's next release; one whose agent does not work, and some in which one service does not.
 
 use std::path::{Path, PathBuf};
 
@@ -24,8 +24,8 @@ const FROZEN: &str = "Acquire::Check-Valid-Until \"false\";\n";
 /// An agent that cannot be one.
 const BROKEN: &str = "#!/bin/sh\necho broken on purpose >&2\nexit 3\n";
 
-/// What Patroni's unit has in the version in which it cannot start.
-const NO_PATRONI: &str = "[Service]\nExecStart=\nExecStart=/bin/false\n";
+/// What a service's unit has in the version in which it cannot start.
+const CANNOT_START: &str = "[Service]\nExecStartPre=\nExecStart=\nExecStart=/bin/false\n";
 
 /// A baked set.
 #[derive(Debug, Clone)]
@@ -77,12 +77,13 @@ pub fn bake() -> anyhow::Result<[Next; 2]> {
     Ok([bake_set("good", None, pgbackrest.clone())?, bake_set("broken", Some(broken), pgbackrest)?])
 }
 
-/// Bakes one more, after [`bake`]: agent and everything else work, but Patroni cannot start.
-pub fn bake_without_patroni() -> anyhow::Result<Next> {
-    let drop_in = dir().join("images/common/tree/usr/lib/systemd/system/patroni.service.d/zz-broken.conf");
+/// Bakes one more, after [`bake`]: agent and everything else work, but this service cannot start.
+pub fn bake_without(service: &str) -> anyhow::Result<Next> {
+    let units = dir().join("images/common/tree/usr/lib/systemd/system");
+    let drop_in = units.join(format!("{service}.service.d/zz-broken.conf"));
     fs_err::create_dir_all(drop_in.parent().context("it is in a directory")?)?;
-    fs_err::write(&drop_in, NO_PATRONI)?;
-    let baked = bake_set("without-patroni", None, None);
+    fs_err::write(&drop_in, CANNOT_START)?;
+    let baked = bake_set(&format!("without-{service}"), None, None);
     fs_err::remove_file(&drop_in)?;
     baked
 }

@@ -137,8 +137,10 @@ fn a_cluster_takes_a_version_and_refuses_one_that_does_not_work() {
 fn story() -> anyhow::Result<()> {
     let started = Instant::now();
     let [good, broken] = next::bake()?;
+    // What the agent starts first, and what it waits for.
+    let without = [("haproxy", next::bake_without("haproxy")?), ("etcd", next::bake_without("etcd")?)];
     let since = |what: &str| eprintln!("{:>6.1}s  {what}", started.elapsed().as_secs_f64());
-    since("both versions are baked");
+    since("all versions are baked");
     let cluster = TestCluster::builder().named("update").define(|definition| {
         let address = BKP_ADDRESS.parse().expect("an address");
         definition.nodes.push(Node::new(BKP, address).with_role(Role::Backup));
@@ -155,6 +157,10 @@ fn story() -> anyhow::Result<()> {
     since("the broken version was refused");
     keeps_its_tries(&cluster, &good)?;
     since("a boot without quorum kept its tries");
+    for (service, version) in &without {
+        falls_back(&cluster, service, version, &good)?;
+        since(&format!("a version without {service} was left again"));
+    }
     Ok(())
 }
 
@@ -345,4 +351,32 @@ fn keeps_its_tries(cluster: &TestCluster, good: &Next) -> anyhow::Result<()> {
     cluster.wait_healthy(STEP)?;
     cluster.wait_for("the version to be good", STEP, || counts(""))?;
     Ok(())
+}
+
+/// A version in which one service cannot start, on one node: that is its fault, whether the agent starts the service itself or
+/// waits for it, and the node restarts into what it had.
+fn falls_back(cluster: &TestCluster, service: &str, version: &Next, good: &Next) -> anyhow::Result<()> {
+    let leader = cluster.leader()?;
+    let slot = cluster.slots.iter().find(|slot| **slot != leader).context("a replica")?;
+    let name = format!("without-{service}");
+    version.give(&cluster.var(slot).join("lib").join(&name))?;
+    let known = starts(cluster, slot)?;
+    cluster.output(slot, &["firstboot", "update", "--older", "--tries", "1", &format!("/var/lib/{name}")])?;
+    cluster.output(slot, &["systemctl", "--no-block", "reboot"])?;
+    let mut said = String::new();
+    cluster.wait_for("the version before", STEP, || {
+        if let Ok(status) = cluster.status(slot)
+            && status.verdict == Verdict::Bad
+        {
+            said = status.error.map(|error| error.to_string()).unwrap_or_default();
+        }
+        let node = overview(cluster, slot)?["node"].clone();
+        let given_up = node["loader"].as_array().is_some_and(|files| files.iter().any(|file| file["tries_left"] == 0));
+        ensure!(node["running"] == good.version.as_str() && given_up, "{node}");
+        Ok(())
+    })?;
+    eprintln!("without {service} the node said: {said}");
+    ensure!(said.is_empty() || said.contains(service), "it named another reason: {said}");
+    ensure!(starts(cluster, slot)? == known + 2, "{slot} started {} times", starts(cluster, slot)? - known);
+    cluster.wait_healthy(STEP)
 }

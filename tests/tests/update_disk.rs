@@ -59,7 +59,7 @@ fn a_disk_takes_a_version_and_goes_back_from_a_broken_one() -> anyhow::Result<()
     }
     let work = tempfile::Builder::new().prefix("pgkiln-update-").tempdir_in("/var/tmp")?;
     let [good, broken] = next::bake()?;
-    let without_patroni = next::bake_without_patroni()?;
+    let without_patroni = next::bake_without("patroni")?;
     let (disk, first) = disk::bake(work.path(), Format::Raw, None)?;
     let sets = disk::volume(
         work.path(),

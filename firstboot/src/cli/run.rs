@@ -31,6 +31,7 @@ pub(super) fn run(layout: Layout) -> Outcome {
         // Another version of the image would not know either.
         Err(Ended::Unasked(problems)) => (problems, false, Verdict::Undecided),
         Err(Ended::Failed(problems)) => (problems, true, Verdict::Undecided),
+        Err(Ended::Broken(problems)) => (problems, true, Verdict::Bad),
     };
     if let Some(first) = problems.first() {
         board.failed(first.clone(), verdict);

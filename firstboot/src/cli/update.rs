@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// Although indexes may be sorted differently with the new version's C library or ICU
     #[arg(long)]
     allow_collation_change: bool,
+    /// Wait for another update of this node instead of refusing
+    #[arg(long)]
+    wait: bool,
     /// How often the new version is tried before the boot loader goes back to this one
     #[arg(long, value_name = "N", default_value_t = update::TRIES, value_parser = clap::value_parser!(u32).range(1..=9))]
     tries: u32,
@@ -69,6 +72,7 @@ pub(super) fn run(layout: &Layout, args: &Args, json: bool) -> Outcome {
         let text = format!("{} for the whole cluster; follow it with `firstboot update --status`", wish.version);
         return said(json, &text, &serde_json::json!(wish));
     }
+    let _lock = update::lock(layout, args.wait, &report).map_err(super::problems)?;
     let done = super::run::runtime()?.block_on(update::apply(layout, &set, allow, args.tries, &report));
     let done = done.map_err(super::problems)?;
     if json {

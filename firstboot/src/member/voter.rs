@@ -118,7 +118,12 @@ impl Member {
     pub(super) async fn settle(&self, client: &Client, lock: Option<LeaseId>) -> Result<()> {
         let (spec, board, accounts) = (self.spec(), &self.host.board, self.accounts()?);
         let waiting = |error: &anyhow::Error, since: Duration| {
-            board.waiting(format!("etcd's quorum for {} s: {error:#}", since.as_secs()));
+            let since = since.as_secs();
+            board.waiting(match board.broken() {
+                // Nobody answers here, which says nothing about the others.
+                Some(broken) => format!("{} to start on this node for {since} s", broken.place),
+                None => format!("etcd's quorum for {since} s: {error:#}"),
+            });
         };
         let status = retry(Policy::PROMPT, waiting, async || {
             client.ensure_accounts(&spec.slot, &accounts).await.map_err(transient)?;

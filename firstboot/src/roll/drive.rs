@@ -255,7 +255,8 @@ impl Roll {
 
     /// In a process of its own, which gives way to the database's.
     async fn write(&self, wish: &Wish) -> Result<()> {
-        let mut args = vec!["update", wish.source.as_str(), "--sha256", wish.sums_sha256.as_str()];
+        // An operator's update of this node is no reason to stop the roll.
+        let mut args = vec!["update", wish.source.as_str(), "--sha256", wish.sums_sha256.as_str(), "--wait"];
         args.extend(wish.older.then_some("--older"));
         args.extend(wish.collations.then_some("--allow-collation-change"));
         let mut tries = 1;

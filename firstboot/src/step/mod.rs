@@ -25,6 +25,14 @@ use crate::status::Board;
 
 pub use pki::apply as renew_certificates;
 
+/// Steps that may have to wait for other machines, for somebody, or for the network between them.
+const NEED_OTHERS: [&str; 5] = ["network", "join", "form", "etcd", "slot"];
+
+/// Whether the step fails because of this machine and what runs on it only.
+pub fn is_local(id: &str) -> bool {
+    !NEED_OTHERS.contains(&id)
+}
+
 /// What a step works on.
 #[derive(Debug, Clone)]
 pub struct Host {

@@ -124,7 +124,6 @@ pub fn install(esp: &Path, id: &str, tries: u32, content: &mut dyn Read, sha256:
         let _ = fs::remove_file(&temporary);
         anyhow::bail!("{} has SHA-256 {found} when it is read back, not {sha256}", temporary.display());
     }
-    // A crash in the middle of this rename leaves the one name, the other, or both: never a part of the content.
     fs::rename(&temporary, &path)?;
     sync(&directory)?;
     Ok(path)
@@ -158,11 +157,13 @@ pub fn count_down(esp: &Path, entry: &Entry) -> Result<()> {
     Ok(fs::rename(&entry.path, esp.join(DIRECTORY).join(name))?)
 }
 
-/// FAT syncs a directory with its file system only.
+/// Makes a rename durable. FAT enters the new name without the content's place and length, and has them in memory only
+/// (`vfat_rename`): syncing the directory first would put exactly that on the disk, with the old name gone. Syncing the file system
+/// completes the entries before it writes any; it leaves the disk's own cache alone, which syncing the directory then empties.
 fn sync(directory: &Path) -> Result<()> {
     let directory = fs::File::open(directory)?;
-    directory.sync_all()?;
-    nix::unistd::syncfs(directory.file()).context("syncing the EFI system partition")
+    nix::unistd::syncfs(directory.file()).context("syncing the EFI system partition")?;
+    Ok(directory.sync_all()?)
 }
 
 /// `roothash=` in the section `.cmdline` of a UKI (PE format, Microsoft's specification, sections 3 and 4).

@@ -12,11 +12,13 @@
 //! A whole cluster takes a version one node at a time: `roll`.
 
 use std::cmp::Ordering;
+use std::fs::TryLockError;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::durable;
 use crate::image_info::ImageInfo;
 use crate::layout::Layout;
 use crate::problem::Problem;
@@ -81,6 +83,28 @@ pub async fn apply(layout: &Layout, set: &Set, allow: Allow, tries: u32, report:
     let slots = Slots::find(layout)?;
     slots.check_room(set)?;
     put(layout, set, &image, &slots, tries, report, started)
+}
+
+/// Held while the other slot is written: an operator and a roll may want to at once. A lock of a process that is gone is free.
+pub fn lock(layout: &Layout, wait: bool, report: Report<'_>) -> Result<std::fs::File> {
+    let path = layout.run().join("update.lock");
+    durable::create_dir(&layout.run(), 0o755)?;
+    let file = fs_err::File::create(&path)?.into_parts().0;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) if wait => {
+            report("waiting for another update of this node", None);
+            file.lock().context("waiting for another update")?;
+        }
+        Err(TryLockError::WouldBlock) => {
+            let remedy = "look at `firstboot update --status`, and begin again when it has ended; with `--wait` it is waited for";
+            return Err(
+                Problem::new("another update of this node is under way", path.display().to_string(), remedy).into()
+            );
+        }
+        Err(TryLockError::Error(error)) => return Err(error).context("locking the other slot"),
+    }
+    Ok(file)
 }
 
 /// The part that writes.

@@ -238,3 +238,24 @@ fn what_is_not_another_version_of_this_image_is_refused() {
     let same_day = |set: &mut Set| set.image.version = "20261124.00000000".into();
     assert_eq!(refused(&same_day, Allow::default()), "");
 }
+
+#[test]
+fn one_update_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    let silent = |_: &str, _: Option<f64>| {};
+    let held = lock(&layout, false, &silent).unwrap();
+    let refused = lock(&layout, false, &silent).unwrap_err();
+    assert!(refused.is::<Problem>() && refused.to_string().contains("another update of this node"), "{refused}");
+    let waiting = std::thread::spawn(move || {
+        let said = std::cell::RefCell::new(String::new());
+        let held = lock(&layout, true, &|what, _| said.borrow_mut().push_str(what));
+        (held.is_ok(), said.into_inner(), layout)
+    });
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(!waiting.is_finished());
+    drop(held);
+    let (waited, said, layout) = waiting.join().unwrap();
+    assert!(waited && said.contains("waiting"), "{said}");
+    assert!(lock(&layout, false, &silent).is_ok(), "given back");
+}
