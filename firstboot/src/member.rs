@@ -37,6 +37,7 @@ use crate::step::Host;
 use crate::stored;
 use crate::tool;
 use crate::unborn::Pgdata;
+use crate::update::fits;
 use crate::watch::Watch;
 
 mod voter;
@@ -183,6 +184,7 @@ impl Member {
             since: register::now(),
             pgbackrest: self.spec().backup.as_ref().and_then(|_| image.upstream_of("pgbackrest").ok()),
             update: None,
+            collations: if self.desired.runs("patroni") { fits::published(image) } else { None },
         })
     }
 
@@ -284,6 +286,10 @@ impl Cluster for Member {
             let place = pgdata.display().to_string();
             register::check_system_id(register::system_id(&pgdata), known.as_deref(), &place)?;
             self.put_unborn_aside(&client, &pgdata).await?;
+            if fits::catalog(&pgdata).is_none() {
+                let (scope, image) = (&self.spec().cluster.name, &self.desired.image);
+                register::check_collations(&client, keys, scope, image, known.is_some()).await?;
+            }
         }
         client.put(&keys.node(&slot), &serde_json::to_vec(&self.node()?)?, None).await?;
         self.lease.set(taken.lease());

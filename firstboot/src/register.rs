@@ -3,6 +3,7 @@
 //! The slot's lease keeps a clone out: whoever finds it held and renewed by another boot stops. A lease that is held
 //! but not renewed belongs to this node's boot before a crash and runs out within its 15 seconds.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,8 +12,11 @@ use uuid::Uuid;
 
 use crate::etcd::{Client, Error, KeyValue, LeaseId, Swap};
 use crate::facts::Machine;
+use crate::image_info::ImageInfo;
 use crate::problem::Problem;
+use crate::roll::Wish;
 use crate::status::Board;
+use crate::update::fits;
 
 /// Lifetime of the slot's lease without renewal.
 const TTL: u32 = 15;
@@ -51,6 +55,9 @@ pub struct Node {
     /// Why it did not take the version the cluster is to have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update: Option<crate::roll::Stopped>,
+    /// What sorts where PostgreSQL runs: a copy of its data must be sorted the same way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collations: Option<fits::Collations>,
 }
 
 /// The image of a node.
@@ -337,6 +344,31 @@ pub fn check_system_id(local: Option<u64>, known: Option<&str>, place: &str) -> 
     }
 }
 
+/// Refuses to have the cluster's data copied to a node whose image sorts differently (safety rule 10). `founded`: whether there is
+/// a database; before, entries may be of nodes that were made anew since, and nobody would ever begin.
+pub async fn check_collations(
+    client: &Client,
+    keys: Keys,
+    scope: &str,
+    image: &ImageInfo,
+    founded: bool,
+) -> Result<()> {
+    let leader = client.get(&format!("/service/{scope}/leader")).await?;
+    let leader = leader.and_then(|kv| String::from_utf8(kv.value).ok());
+    if leader.is_none() && !founded {
+        return Ok(());
+    }
+    let prefix = keys.node("");
+    let mut nodes = BTreeMap::new();
+    for found in client.list(&prefix).await? {
+        let key = String::from_utf8_lossy(&found.key);
+        let (Some(slot), Ok(node)) = (key.strip_prefix(&prefix), found.json::<Node>()) else { continue };
+        nodes.extend(node.collations.map(|collations| (slot.to_owned(), collations)));
+    }
+    let wish = client.get(&keys.update()).await?.and_then(|kv| kv.json::<Wish>().ok());
+    fits::check_copy(image, &nodes, leader.as_deref(), wish.as_ref()).map_err(|misfit| Problem::from(misfit).into())
+}
+
 /// System identifier of a data directory: the first eight bytes of `global/pg_control`.
 pub fn system_id(pgdata: &std::path::Path) -> Option<u64> {
     let bytes = fs_err::read(pgdata.join("global/pg_control")).ok()?;
@@ -362,6 +394,41 @@ mod tests {
             watched.renewals(&held(1), 9);
             assert!(watched.renewals(&held(1), 15) >= expected);
         }
+    }
+
+    #[test]
+    #[ignore = "needs an etcd binary: PGKILN_TEST_ETCD=… cargo test -- --ignored"]
+    fn a_node_copies_only_what_is_sorted_as_it_sorts() {
+        use crate::etcd::tests::{Server, block_on, until_up};
+        let server = Server::start();
+        block_on(async {
+            let etcd = server.client(None);
+            until_up(&etcd).await;
+            let keys = Keys(Uuid::from_u128(7));
+            let mut image: ImageInfo = serde_json::from_str(crate::fixtures::IMAGE).unwrap();
+            let entry = |image: &ImageInfo| Node {
+                role: "node".into(),
+                address: "10.0.0.11".into(),
+                image: Image { name: "x".into(), version: "1".into(), root_hash: None },
+                state: "running".into(),
+                since: now(),
+                pgbackrest: None,
+                update: None,
+                collations: fits::published(image),
+            };
+            image.glibc = Some("2.41-12".into());
+            let theirs = serde_json::to_vec(&entry(&image)).unwrap();
+            etcd.put(&keys.node("pg-1"), &theirs, None).await.unwrap();
+            image.glibc = Some("2.42-1".into());
+            let check = async |founded| check_collations(&etcd, keys, "orders", &image, founded).await;
+            check(false).await.unwrap();
+            let refused = check(true).await.unwrap_err();
+            assert!(refused.is::<Problem>() && format!("{refused:#}").contains("pg-1 uses it with glibc 2.41"));
+            etcd.put("/service/orders/leader", b"pg-1", None).await.unwrap();
+            assert!(check(false).await.is_err(), "it is about to be copied");
+            etcd.put("/service/orders/leader", b"pg-2", None).await.unwrap();
+            check(true).await.unwrap();
+        });
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(super) fn machine(mac: &str, machine: &Machine, set: &Set, more: &str, serve
 /// The disk that the metadata names: it is chosen before there is a network to read the metadata.
 fn disk(machine: &Machine) -> Vec<String> {
     let Some(disk) = &machine.disk else { return Vec::new() };
-    let plain = |text: &&String| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:/+".contains(c));
+    let plain = |text: &&String| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:/+,".contains(c));
     let word =
         |kind: &str, value: &Option<String>| Some(format!("pgkiln.disk={kind}{}", value.as_ref().filter(plain)?));
     let named = word("serial:", &disk.serial).or(word("wwn:", &disk.wwn)).or(word("", &disk.path));

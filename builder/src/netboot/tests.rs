@@ -87,8 +87,11 @@ impl Served {
 fn site(dir: &Path) -> Site {
     set_in(dir, "debian-13_1");
     let mut machines = Machines::from_cluster(&cluster_in(&dir.join("orders")), Mode::Live).unwrap();
-    machines.0.get_mut(MAC).unwrap().disk =
-        Some(firstboot::spec::SystemDisk { serial: Some("DISK1".into()), ..Default::default() });
+    machines.0.get_mut(MAC).unwrap().disk = Some(firstboot::spec::SystemDisk {
+        serial: Some("DISK1".into()),
+        overwrite: Some("7,unseen".into()),
+        ..Default::default()
+    });
     Site::new(Set::all(dir).unwrap().remove(0), &[], machines, "quiet".into())
 }
 
@@ -101,7 +104,8 @@ fn a_machine_finds_everything_by_its_address() {
     let script = served.body("/ipxe/52:54:00:12:34:56");
     let kernel = format!(
         "kernel http://{address}/i/debian-13_1/debian-13_1.vmlinuz initrd=debian-13_1.initrd initrd=debian-13_1.root.cpio ro \
-         roothash=00 pgkiln.live ds=nocloud;s=http://{address}/seed/{MAC}/ pgkiln.disk=serial:DISK1 quiet || goto failed\n"
+         roothash=00 pgkiln.live ds=nocloud;s=http://{address}/seed/{MAC}/ pgkiln.disk=serial:DISK1 \
+         pgkiln.overwrite=7,unseen quiet || goto failed\n"
     );
     assert!(script.contains(&kernel), "{script}\n{kernel}");
     assert!(script.contains("is pg-1 of cluster orders") && !script.contains("pgkiln.mode"), "{script}");

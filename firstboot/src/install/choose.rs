@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::contents::{self, Contents};
 use super::disks::Disk;
-use super::wanted::{Selector, Wanted};
+use super::wanted::{Overwrite, Selector, Wanted};
 use crate::problem::Problem;
 
 /// A disk and what is on it.
@@ -29,7 +29,9 @@ impl Examined {
 pub async fn decide(disks: Vec<Disk>, wanted: &Wanted, needed: u64, work: &Path) -> Result<Examined> {
     let mut examined = Vec::new();
     for disk in disks {
-        let contents = contents::look(&disk, &work.join("look")).await?;
+        let named = wanted.disk.as_ref().is_some_and(|selector| selector.matches(&disk));
+        let limit = if named { contents::THOROUGHLY } else { contents::BRIEFLY };
+        let contents = contents::look(&disk, &work.join("look"), limit).await?;
         examined.push(Examined { disk, contents });
     }
     Ok(choose(&examined, wanted, needed)?.clone())
@@ -38,7 +40,7 @@ pub async fn decide(disks: Vec<Disk>, wanted: &Wanted, needed: u64, work: &Path)
 /// Chooses one of `disks` with at least `needed` bytes.
 pub fn choose<'a>(disks: &'a [Examined], wanted: &Wanted, needed: u64) -> Result<&'a Examined, Problem> {
     let chosen = match &wanted.disk {
-        Some(selector) => named(disks, selector, wanted.overwrite)?,
+        Some(selector) => named(disks, selector, &wanted.overwrite)?,
         None => the_blank_one(disks)?,
     };
     let disk = &chosen.disk;
@@ -49,7 +51,7 @@ pub fn choose<'a>(disks: &'a [Examined], wanted: &Wanted, needed: u64) -> Result
     Ok(chosen)
 }
 
-fn named<'a>(disks: &'a [Examined], selector: &Selector, overwrite: Option<u64>) -> Result<&'a Examined, Problem> {
+fn named<'a>(disks: &'a [Examined], selector: &Selector, lost: &Overwrite) -> Result<&'a Examined, Problem> {
     let found: Vec<&Examined> = disks.iter().filter(|one| selector.matches(&one.disk)).collect();
     let chosen = match found[..] {
         [one] => one,
@@ -62,7 +64,7 @@ fn named<'a>(disks: &'a [Examined], selector: &Selector, overwrite: Option<u64>)
             return Err(Problem::new(what, "disks", "name one by what only it has"));
         }
     };
-    let Contents::Holds { what, clusters } = &chosen.contents else { return Ok(chosen) };
+    let Contents::Holds { what, clusters, unseen } = &chosen.contents else { return Ok(chosen) };
     let refuse = |remedy: String| {
         let place = chosen.disk.path.display().to_string();
         Err(Problem::new(format!("{} is not blank: it holds {what}", chosen.disk), place, remedy))
@@ -76,13 +78,23 @@ fn named<'a>(disks: &'a [Examined], selector: &Selector, overwrite: Option<u64>)
         let exact = exact.unwrap_or_else(|| "its serial number, which it has none of: wipe it yourself".to_owned());
         return refuse(format!("a path may be another disk's next time; if all that may be lost, name it: {exact}"));
     }
-    match clusters.iter().find(|cluster| overwrite != Some(cluster.system_id)) {
-        Some(cluster) => refuse(format!(
-            "a database is never overwritten by accident: if that one may be lost, add pgkiln.overwrite={}",
-            cluster.system_id
-        )),
-        None => Ok(chosen),
+    let word = Overwrite { clusters: clusters.iter().map(|one| one.system_id).collect(), unseen: !unseen.is_empty() };
+    if !word.clusters.is_subset(&lost.clusters) {
+        let which = if word.clusters.len() == 1 { "that one" } else { "all of them" };
+        return refuse(format!(
+            "a database is never overwritten by accident: if {which} may be lost, add pgkiln.overwrite={word}"
+        ));
     }
+    if word.unseen && !lost.unseen {
+        let place = chosen.disk.path.display().to_string();
+        let what = format!("there may be a database on {} that could not be seen: {}", chosen.disk, unseen.join("; "));
+        let remedy = format!(
+            "look at it with a system that can read it. If whatever is there may be lost, add pgkiln.overwrite={word}; or wipe \
+             the disk yourself"
+        );
+        return Err(Problem::new(what, place, remedy));
+    }
+    Ok(chosen)
 }
 
 fn the_blank_one(disks: &[Examined]) -> Result<&Examined, Problem> {
@@ -128,12 +140,20 @@ mod tests {
     fn full(path: &str, serial: &str, clusters: &[u64]) -> Examined {
         let cluster = |id: &u64| Cluster { place: format!("{path}:/main"), system_id: *id };
         let clusters = clusters.iter().map(cluster).collect();
-        let contents = Contents::Holds { what: "a file system or volume of type ext4".into(), clusters };
+        let unseen = Vec::new();
+        let contents = Contents::Holds { what: "a file system or volume of type ext4".into(), clusters, unseen };
         Examined { contents, ..blank(path, serial) }
     }
 
-    fn wanted(disk: Option<Selector>, overwrite: Option<u64>) -> Wanted {
-        Wanted { disk, overwrite }
+    fn unseen(mut disk: Examined) -> Examined {
+        if let Contents::Holds { unseen, .. } = &mut disk.contents {
+            unseen.push("/dev/vda: ext4 cannot be mounted here (EINVAL)".to_owned());
+        }
+        disk
+    }
+
+    fn wanted(disk: Option<Selector>, overwrite: &str) -> Wanted {
+        Wanted { disk, overwrite: Overwrite::parse(overwrite).unwrap_or_default() }
     }
 
     fn refused(disks: &[Examined], wanted: &Wanted, expected: &[&str]) {
@@ -157,7 +177,7 @@ mod tests {
     #[test]
     fn what_holds_something_is_written_to_only_if_named_exactly() {
         let disks = [full("/dev/vda", "A", &[]), blank("/dev/vdb", "B")];
-        let by = |selector: Selector| wanted(Some(selector), None);
+        let by = |selector: Selector| wanted(Some(selector), "");
         assert_eq!(choose(&disks, &by(Selector::Serial("A".into())), NEEDED).unwrap(), &disks[0]);
         refused(&disks, &by(Selector::Path("/dev/vda".into())), &["is not blank", "pgkiln.disk=serial:A"]);
         assert_eq!(choose(&disks, &by(Selector::Path("/dev/vdb".into())), NEEDED).unwrap(), &disks[1]);
@@ -178,10 +198,30 @@ mod tests {
     fn a_database_is_lost_only_by_its_own_name() {
         let disks = [full("/dev/vda", "A", &[7])];
         let by = |overwrite| wanted(Some(Selector::Serial("A".into())), overwrite);
-        refused(&disks, &by(None), &["pgkiln.overwrite=7"]);
-        refused(&disks, &by(Some(8)), &["pgkiln.overwrite=7"]);
-        assert!(choose(&disks, &by(Some(7)), NEEDED).is_ok());
-        refused(&[full("/dev/vda", "A", &[7, 9])], &by(Some(7)), &["pgkiln.overwrite=9"]);
-        refused(&disks, &wanted(None, Some(7)), &["no disk is blank"]);
+        for not in ["", "8", "unseen"] {
+            refused(&disks, &by(not), &["if that one may be lost, add pgkiln.overwrite=7"]);
+        }
+        assert!(choose(&disks, &by("7"), NEEDED).is_ok());
+        let two = [full("/dev/vda", "A", &[7, 9])];
+        refused(&two, &by("7"), &["if all of them may be lost, add pgkiln.overwrite=7,9"]);
+        assert!(choose(&two, &by("9,7"), NEEDED).is_ok());
+        refused(&disks, &wanted(None, "7"), &["no disk is blank"]);
+    }
+
+    #[test]
+    fn a_disk_that_was_not_seen_completely_is_lost_only_by_a_word_of_its_own() {
+        let by = |overwrite| wanted(Some(Selector::Serial("A".into())), overwrite);
+        let disks = [unseen(full("/dev/vda", "A", &[]))];
+        for not in ["", "7"] {
+            refused(&disks, &by(not), &["may be a database", "cannot be mounted", "add pgkiln.overwrite=unseen"]);
+        }
+        assert!(choose(&disks, &by("unseen"), NEEDED).is_ok());
+        // Neither word is the other.
+        let both = [unseen(full("/dev/vda", "A", &[7]))];
+        for not in ["unseen", "7"] {
+            refused(&both, &by(not), &["pgkiln.overwrite=7,unseen"]);
+        }
+        assert!(choose(&both, &by("7,unseen"), NEEDED).is_ok());
+        refused(&disks, &wanted(Some(Selector::Path("/dev/vda".into())), "unseen"), &["is not blank", "serial:A"]);
     }
 }

@@ -12,6 +12,7 @@ use super::wanted::Wanted;
 use super::{choose, cmdline, metadata_disk, say};
 use crate::layout::Layout;
 use crate::problem::Problem;
+use crate::spec::SystemDisk;
 use crate::tool::Tool;
 
 /// Name of the partition. Not `var`: that is the one of an installed image, which this node is not.
@@ -24,7 +25,7 @@ const WORK: &str = "/run/pgkiln-state";
 /// Finds or makes the partition, and has it called `/dev/disk/pgkiln/var`.
 pub async fn run(layout: &Layout) -> Result<()> {
     let disks = disks::list().await?;
-    let wanted = Wanted::read(&cmdline(layout)?, metadata_disk(layout)?.as_ref())?;
+    let wanted = wanted(&cmdline(layout)?, metadata_disk(layout), is_kept(&disks))?;
     let partition = match existing(&disks, &wanted)? {
         Some(partition) => {
             say(&format!("the data of this node (/var) is on {}", partition.path.display()));
@@ -33,6 +34,26 @@ pub async fn run(layout: &Layout) -> Result<()> {
         None => make(disks, &wanted).await?,
     };
     announce(&partition).await
+}
+
+/// Whether an earlier boot has left data here.
+fn is_kept(disks: &[Disk]) -> bool {
+    disks.iter().flat_map(Disk::all).any(|part| part.partlabel.as_deref() == Some(LABEL))
+}
+
+/// What is wanted. Metadata that is broken now must not keep a database from starting: what was accepted is on the disk, and
+/// it counts once `/var` is there.
+fn wanted(line: &str, metadata: Result<Option<SystemDisk>>, kept: bool) -> Result<Wanted> {
+    let wanted = metadata.and_then(|disk| Ok(Wanted::read(line, disk.as_ref())?));
+    let without = |error: anyhow::Error| {
+        // What is wrong on the command line is wrong without metadata, too.
+        let wanted = Wanted::read(line, None)?;
+        say(&format!(
+            "METADATA IGNORED, it is broken: {error:#}; this node runs what it has accepted before, from its disk"
+        ));
+        Ok(wanted)
+    };
+    if kept { wanted.or_else(without) } else { wanted }
 }
 
 /// The partition of earlier boots.
@@ -109,6 +130,22 @@ mod tests {
     }
 
     #[test]
+    fn broken_metadata_stops_a_node_only_before_it_has_data() {
+        let broken = || -> Result<_> { Err(Problem::new("unknown role `nod`", "user-data:7", "x").into()) };
+        let nonsense = || Ok(Some(SystemDisk { overwrite: Some("all".into()), ..SystemDisk::default() }));
+        let line = "ro pgkiln.disk=serial:A";
+        for metadata in [broken as fn() -> Result<Option<SystemDisk>>, nonsense] {
+            assert!(wanted(line, metadata(), false).is_err(), "a first boot fails closed");
+            assert_eq!(wanted(line, metadata(), true).unwrap().disk, Some(Selector::Serial("A".into())));
+            assert!(wanted("pgkiln.disk=vda", metadata(), true).is_err(), "the command line is no metadata");
+        }
+        let good = Ok(Some(SystemDisk { serial: Some("B".into()), ..SystemDisk::default() }));
+        assert_eq!(wanted("ro", good, true).unwrap().disk, Some(Selector::Serial("B".into())));
+        let disks = [disk("/dev/vda", "A", Some("var")), disk("/dev/vdb", "B", Some(LABEL))];
+        assert!(is_kept(&disks) && !is_kept(&disks[..1]));
+    }
+
+    #[test]
     fn the_partition_of_earlier_boots_is_found_again_and_two_are_refused() {
         let disks = [disk("/dev/vda", "A", Some("var")), disk("/dev/vdb", "B", Some(LABEL))];
         let found = |disks: &[Disk], wanted: &Wanted| existing(disks, wanted).map(|part| part.map(|part| part.path));
@@ -117,7 +154,7 @@ mod tests {
         assert_eq!(found(&disks[..1], &anything).unwrap(), None);
         let both = [disk("/dev/vda", "A", Some(LABEL)), disk("/dev/vdb", "B", Some(LABEL))];
         assert!(found(&both, &anything).unwrap_err().what.contains("/dev/vda1, /dev/vdb1"));
-        let named = Wanted { disk: Some(Selector::Serial("A".into())), overwrite: None };
+        let named = Wanted { disk: Some(Selector::Serial("A".into())), ..Wanted::default() };
         assert_eq!(found(&both, &named).unwrap(), Some("/dev/vda1".into()));
     }
 }

@@ -7,7 +7,7 @@ use super::choose::{Examined, decide};
 use super::contents::Contents;
 use super::disks::Disk;
 use super::signatures::{ext4, luks, lvm, mdraid, swap, table, unknown, xfs};
-use super::wanted::{Selector, Wanted};
+use super::wanted::{Overwrite, Selector, Wanted};
 
 const SIZE: u64 = 16 << 20;
 const NEEDED: u64 = 8 << 20;
@@ -33,27 +33,33 @@ fn decided(disks: &[Disk], wanted: &Wanted, needed: u64) -> Result<Examined, Str
 fn what_holds_something_is_refused_by_name_and_stays_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let nothing = Wanted::default();
-    let cases: [(&str, Fill); 8] = [
-        ("type ext4", ext4),
-        ("type xfs", xfs),
-        ("a physical volume of LVM", lvm),
-        ("a member of an mdraid array `host:0`", mdraid),
-        ("swap space", swap),
-        ("an encrypted volume (LUKS)", luks),
-        ("a partition table (dos)", table),
-        ("data of a kind nobody knows", unknown),
+    let cases: [(&str, bool, Fill); 8] = [
+        ("type ext4", false, ext4),
+        ("type xfs", false, xfs),
+        ("a physical volume of LVM", false, lvm),
+        ("a member of an mdraid array `host:0`", false, mdraid),
+        ("swap space", true, swap),
+        ("an encrypted volume (LUKS)", false, luks),
+        ("a partition table (dos)", true, table),
+        ("data of a kind nobody knows", true, unknown),
     ];
-    for (n, (expected, fill)) in cases.into_iter().enumerate() {
+    for (n, (expected, seen, fill)) in cases.into_iter().enumerate() {
         let path = dir.path().join(n.to_string());
         let disk = disk(&path, fill);
         let before = fs_err::read(&path).unwrap();
         let told = decided(std::slice::from_ref(&disk), &nothing, NEEDED).unwrap_err();
         assert!(told.contains("no disk is blank") && told.contains(expected), "no `{expected}` in: {told}");
-        let by_path = Wanted { disk: Some(Selector::Path(path.clone())), overwrite: None };
+        let by_path = Wanted { disk: Some(Selector::Path(path.clone())), ..Wanted::default() };
         let told = decided(std::slice::from_ref(&disk), &by_path, NEEDED).unwrap_err();
         assert!(told.contains("is not blank") && told.contains(&format!("pgkiln.disk=serial:{n}")), "{told}");
         // Named by what only it has, it is chosen; still nothing is written.
-        let by_serial = Wanted { disk: Some(Selector::Serial(n.to_string())), overwrite: None };
+        let mut by_serial = Wanted { disk: Some(Selector::Serial(n.to_string())), ..Wanted::default() };
+        if !seen {
+            // No file system behind the signature can be mounted, so nobody knows what is lost.
+            let told = decided(std::slice::from_ref(&disk), &by_serial, NEEDED).unwrap_err();
+            assert!(told.contains("may be a database") && told.contains("pgkiln.overwrite=unseen"), "{told}");
+            by_serial.overwrite = Overwrite { unseen: true, ..Overwrite::default() };
+        }
         let chosen = decided(&[disk], &by_serial, NEEDED).unwrap();
         assert!(matches!(chosen.contents, Contents::Holds { .. }));
         assert!(fs_err::read(&path).unwrap() == before, "`{expected}` was written to");

@@ -1,8 +1,10 @@
 //! Which disk somebody wants: on the kernel's command line, or in the metadata.
 //!
-//! `pgkiln.disk=serial:…`, `wwn:…` or a path; `pgkiln.overwrite=` the system identifier of the PostgreSQL cluster that may be lost.
+//! `pgkiln.disk=serial:…`, `wwn:…` or a path; `pgkiln.overwrite=` the system identifiers of the PostgreSQL clusters that may
+//! be lost, and `unseen` for a disk that could not be seen completely: `7412345678901234567,unseen`.
 //! The metadata has the same under `disks: {system: …}`; the command line wins.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -69,9 +71,43 @@ impl fmt::Display for Selector {
 pub struct Wanted {
     /// The disk, if one is named.
     pub disk: Option<Selector>,
-    /// The cluster that may be overwritten.
-    pub overwrite: Option<u64>,
+    /// What may be overwritten.
+    pub overwrite: Overwrite,
 }
+
+/// What may be lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overwrite {
+    /// PostgreSQL clusters, by their system identifiers.
+    pub clusters: BTreeSet<u64>,
+    /// Also what could not be looked at.
+    pub unseen: bool,
+}
+
+impl Overwrite {
+    /// From `7412345678901234567`, `unseen`, or several with commas between them.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut overwrite = Self::default();
+        for word in text.split(',').map(str::trim) {
+            match word {
+                UNSEEN => overwrite.unseen = true,
+                number => drop(overwrite.clusters.insert(number.parse().ok()?)),
+            }
+        }
+        Some(overwrite)
+    }
+}
+
+/// As [`Overwrite::parse`] reads it.
+impl fmt::Display for Overwrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unseen = self.unseen.then(|| UNSEEN.to_owned());
+        let words: Vec<_> = self.clusters.iter().map(u64::to_string).chain(unseen).collect();
+        write!(f, "{}", words.join(","))
+    }
+}
+
+const UNSEEN: &str = "unseen";
 
 impl Wanted {
     /// From the kernel's command line, else from the metadata.
@@ -80,18 +116,20 @@ impl Wanted {
         let remedy = "write `pgkiln.disk=serial:NUMBER`, `pgkiln.disk=wwn:NAME` or `pgkiln.disk=/dev/…`";
         let bad = |text: &str| Problem::new(format!("`{text}` names no disk"), "kernel command line", remedy);
         let given = word("pgkiln.disk=").map(|text| Selector::parse(text).ok_or_else(|| bad(text))).transpose()?;
-        let number = |text: &str, place: &str| {
-            let remedy = "write the number that pg_controldata calls `Database system identifier`";
-            text.parse().map_err(|_| Problem::new(format!("`{text}` is no system identifier"), place, remedy))
+        let lost = |text: &str, place: &str| {
+            let remedy = "write the number that pg_controldata calls `Database system identifier`, `unseen`, or several of them \
+                          with commas between them";
+            let bad = || Problem::new(format!("`{text}` names no database that may be lost"), place, remedy);
+            Overwrite::parse(text).ok_or_else(bad)
         };
-        let overwrite = word("pgkiln.overwrite=").map(|text| number(text, "kernel command line")).transpose()?;
+        let overwrite = word("pgkiln.overwrite=").map(|text| lost(text, "kernel command line")).transpose()?;
         let theirs = metadata.and_then(|disk| {
             let serial = disk.serial.clone().map(Selector::Serial);
             serial.or(disk.wwn.clone().map(Selector::Wwn)).or(disk.path.clone().map(|path| Selector::Path(path.into())))
         });
-        let lost = metadata.and_then(|disk| disk.overwrite.as_deref());
-        let lost = lost.map(|text| number(text, "pgkiln.disks.system.overwrite")).transpose()?;
-        Ok(Self { disk: given.or(theirs), overwrite: overwrite.or(lost) })
+        let told = metadata.and_then(|disk| disk.overwrite.as_deref());
+        let told = told.map(|text| lost(text, "pgkiln.disks.system.overwrite")).transpose()?;
+        Ok(Self { disk: given.or(theirs), overwrite: overwrite.or(told).unwrap_or_default() })
     }
 }
 
@@ -106,8 +144,18 @@ mod tests {
         assert_eq!(read("ro").unwrap().disk, Some(Selector::Serial("B".into())));
         assert_eq!(read("pgkiln.disk=wwn:0x5").unwrap().disk, Some(Selector::Wwn("0x5".into())));
         let wanted = read("pgkiln.disk=/dev/vdb pgkiln.overwrite=7 x").unwrap();
-        assert_eq!((wanted.disk, wanted.overwrite), (Some(Selector::Path("/dev/vdb".into())), Some(7)));
-        for wrong in ["pgkiln.disk=", "pgkiln.disk=serial:", "pgkiln.disk=vda", "pgkiln.overwrite=all"] {
+        let seven = Overwrite { clusters: [7].into(), unseen: false };
+        assert_eq!((wanted.disk, wanted.overwrite), (Some(Selector::Path("/dev/vdb".into())), seven.clone()));
+        let both = read("pgkiln.overwrite=unseen,7").unwrap().overwrite;
+        assert_eq!((both.to_string().as_str(), &both), ("7,unseen", &Overwrite { unseen: true, ..seven }));
+        for wrong in [
+            "pgkiln.disk=",
+            "pgkiln.disk=serial:",
+            "pgkiln.disk=vda",
+            "pgkiln.overwrite=all",
+            "pgkiln.overwrite=",
+            "pgkiln.overwrite=7,",
+        ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

@@ -190,7 +190,7 @@ mod tests {
     fn look(path: &Path) -> Contents {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        runtime.block_on(contents::look(&Disk::of(path, BYTES, "S1"), scratch.path())).unwrap()
+        runtime.block_on(contents::look(&Disk::of(path, BYTES, "S1"), scratch.path(), contents::BRIEFLY)).unwrap()
     }
 
     fn disk() -> NamedTempFile {

@@ -10,6 +10,7 @@ fn node(role: &str, address: &str, state: &str) -> Node {
         image: Image { name: "debian-13".into(), version: "1".into(), root_hash: None },
         pgbackrest: None,
         update: None,
+        collations: None,
         state: state.into(),
         since: "2026-01-01T00:00:00Z".into(),
     }

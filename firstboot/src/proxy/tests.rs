@@ -217,6 +217,7 @@ fn fixture_nodes(slots: &[&str]) -> std::collections::BTreeMap<String, crate::re
         image: crate::register::Image { name: "debian-13".into(), version: "1".into(), root_hash: None },
         pgbackrest: None,
         update: None,
+        collations: None,
         state: "running".to_owned(),
         since: crate::register::now(),
     };

@@ -227,6 +227,7 @@ mod tests {
             since: String::new(),
             pgbackrest: None,
             update: update.cloned(),
+            collations: None,
         };
         let says = |nodes: [Node; 2]| goes_on(&wish(), nodes.into_iter());
         assert!(says([node(NEW, None), node("1", None)]) && says([node(NEW, None), node("1", Some(&earlier))]));

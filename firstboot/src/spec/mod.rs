@@ -251,7 +251,7 @@ pub struct SystemDisk {
     /// A path: chooses among blank disks, and never allows to overwrite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// System identifier of the PostgreSQL cluster on it that may be lost.
+    /// What on it may be lost: system identifiers of PostgreSQL clusters, `unseen`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overwrite: Option<String>,
 }

@@ -18,7 +18,7 @@ pub(super) struct Change {
 }
 
 /// Keys that may change while the node lives, and what becomes of the change; the first match counts.
-const RELOADABLE: [(&str, &str); 11] = [
+const RELOADABLE: [(&str, &str); 10] = [
     ("config", "applied at this boot"),
     ("spec.tweaks", "applied to this node at this boot"),
     ("spec.members", "applied to this node at this boot"),
@@ -28,7 +28,6 @@ const RELOADABLE: [(&str, &str); 11] = [
         "applied to this node at this boot; cluster-wide ones go to Patroni and, if they need it, wait for \
          PostgreSQL's next restart: `patronictl list` says so",
     ),
-    ("spec.backup", "applied to this node at this boot"),
     ("spec.postgres.durability", "goes to Patroni, for the whole cluster, once PostgreSQL runs here"),
     ("spec.postgres.rto", "goes to Patroni, for the whole cluster, once PostgreSQL runs here"),
     ("spec.postgres.roles", "created or altered when this node leads; removed ones stay in the database"),

@@ -194,6 +194,7 @@ fn later_boot(
     let mut merged = stored.clone();
     merged.spec.client_networks = fresh.spec.client_networks;
     merged.spec.members = fresh.spec.members;
+    merged.spec.tweaks = fresh.spec.tweaks;
     merged.spec.postgres = fresh.spec.postgres;
     merged.config = fresh.config;
     merged.ignored = fresh.ignored;

@@ -194,10 +194,12 @@ fn reloadable_keys_are_taken_over_and_others_are_not() {
     let node = Node::accepted();
     let changed = later().replace("work_mem: 32MB", "work_mem: 64MB").replace("10.0.0.0/16", "10.1.0.0/16");
     let changed = changed.replace("pg-3: 10.0.0.13", "pg-3: 10.0.0.14");
+    let changed = changed.replace("role: node", "role: node\ntweaks: {push_roles: false}");
     let (accepted, _) = node.boot(&document(&changed).replace("hostname: pg-1", "timezone: Europe/Berlin")).unwrap();
     assert_eq!(accepted.spec.postgres.parameters["work_mem"], "64MB");
     assert_eq!(accepted.spec.client_networks[0].to_string(), "10.1.0.0/16");
     assert_eq!(accepted.config.timezone.as_deref(), Some("Europe/Berlin"));
+    assert!(!accepted.spec.tweaks.push_roles);
     assert_eq!(accepted.spec.seeds["pg-3"].to_string(), "10.0.0.13");
     assert!(node.noted("changed in metadata but not applied: spec.seeds.pg-3"), "{:?}", node.board.get().notes);
     assert_eq!(node.stored(), accepted);
@@ -226,6 +228,8 @@ fn every_change_says_when_it_takes_effect() {
     after.spec.postgres.databases.clear();
     after.spec.postgres.durability = spec::Durability::Available;
     after.spec.cluster.ca_sha256 = "0".repeat(64);
+    after.spec.backup = Some(spec::Backup::on_host("bkp-2"));
+    after.spec.tweaks.push_roles = !after.spec.tweaks.push_roles;
     let lines: Vec<_> = change::changes(&before, &after).iter().map(ToString::to_string).collect();
     let line =
         |path: &str| lines.iter().find(|line| line.starts_with(path)).unwrap_or_else(|| panic!("{path}: {lines:?}"));
@@ -233,7 +237,12 @@ fn every_change_says_when_it_takes_effect() {
     assert!(line("spec.postgres.parameters.max_connections: null -> \"300\"").contains("next restart"));
     assert!(line("spec.postgres.databases").contains("when this node leads"));
     assert!(line("spec.postgres.durability").contains("goes to Patroni"));
-    assert_eq!(lines.len(), 4);
+    // Other nodes and the repository have a part in it.
+    assert!(line("spec.backup").contains("NOT applied"));
+    assert!(line("spec.tweaks").contains("at this boot"));
+    assert!(
+        lines.iter().filter(|line| !line.starts_with("spec.backup") && !line.starts_with("spec.tweaks")).count() == 4
+    );
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! The data marker beside PostgreSQL's directories says what the data was last used with. It is written when the node is
 //! good, and compared twice: before another image is written to the other slot, and at every boot before anything is started.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use crate::durable;
 use crate::image_info::{ImageInfo, upstream};
 use crate::layout::Layout;
 use crate::problem::Problem;
+use crate::roll::Wish;
 use crate::sql;
 
 /// A question to the server here.
@@ -36,7 +39,25 @@ pub struct Marker {
     pub icu: Option<String>,
     /// Versions that an operator has accepted beside these (`firstboot update --allow-collation-change`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub accepted: Vec<Collations>,
+    pub accepted: Vec<Acceptance>,
+}
+
+/// What an operator has accepted, and for which version of the image: a later one is another question, because by then there
+/// may be indexes that were not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acceptance {
+    /// What sorts in it.
+    #[serde(flatten)]
+    pub collations: Collations,
+    /// Version of the image. `None`: written by an agent that did not record it, for the image it then wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+impl Acceptance {
+    fn is_for(&self, image: &ImageInfo) -> bool {
+        self.version.as_ref().is_none_or(|version| *version == image.version)
+    }
 }
 
 /// Versions of what sorts.
@@ -76,10 +97,10 @@ pub fn record(layout: &Layout, image: &ImageInfo) -> Result<()> {
     }
 }
 
-/// Remembers that an operator accepts the image's collations for this data.
+/// Remembers that an operator accepts the image's collations for this data, until data was used with other ones.
 pub fn accept(layout: &Layout, image: &ImageInfo) -> Result<()> {
     let Some(mut present) = durable::read_json::<Marker>(&marker(layout))? else { return Ok(()) };
-    let new = Collations::of(image);
+    let new = Acceptance { collations: Collations::of(image), version: Some(image.version.clone()) };
     if !present.accepted.contains(&new) {
         present.accepted.push(new);
         durable::write_json(&marker(layout), &present, 0o644)?;
@@ -110,8 +131,23 @@ impl From<Misfit> for Problem {
     }
 }
 
-/// Compares the data here with an image whose PostgreSQL has `catalog_version`, if that is known.
+/// Compares the data here with the image that runs; what was accepted for it, counts.
 pub fn check(layout: &Layout, image: &ImageInfo, catalog_version: Option<u32>) -> Result<Result<(), Misfit>> {
+    compare(layout, image, catalog_version, |accepted| accepted.is_for(image))
+}
+
+/// Compares the data here with an image that is to run, whose PostgreSQL has `catalog_version`, if that is known. Nothing that was
+/// accepted counts: an update that came to nothing may be long ago.
+pub fn check_anew(layout: &Layout, image: &ImageInfo, catalog_version: Option<u32>) -> Result<Result<(), Misfit>> {
+    compare(layout, image, catalog_version, |_| false)
+}
+
+fn compare(
+    layout: &Layout,
+    image: &ImageInfo,
+    catalog_version: Option<u32>,
+    counts: impl Fn(&Acceptance) -> bool,
+) -> Result<Result<(), Misfit>> {
     let place = marker(layout).display().to_string();
     let wanted = image.postgresql_major()?;
     let keep = "nothing was changed. Keep the present image; another major version takes a new cluster, filled by logical \
@@ -133,22 +169,54 @@ pub fn check(layout: &Layout, image: &ImageInfo, catalog_version: Option<u32>) -
     }
     let Some(marker) = durable::read_json::<Marker>(&marker(layout))? else { return Ok(Ok(())) };
     let new = Collations::of(image);
-    let known =
-        std::iter::once(Collations { glibc: marker.glibc.clone(), icu: marker.icu.clone() }).chain(marker.accepted);
-    if catalog(&layout.pgdata(marker.postgresql)).is_none() || known.into_iter().any(|known| known.covers(&new)) {
+    let used = Collations { glibc: marker.glibc, icu: marker.icu };
+    let accepted = marker.accepted.iter().filter(|accepted| counts(accepted)).map(|accepted| &accepted.collations);
+    let mut known = std::iter::once(&used).chain(accepted);
+    if catalog(&layout.pgdata(marker.postgresql)).is_none() || known.any(|known| known.covers(&new)) {
         return Ok(Ok(()));
     }
-    let or_none = |version: &Option<String>| version.clone().unwrap_or_else(|| "none".to_owned());
-    let what = format!(
-        "collations may change under the data here: it was used with glibc {} and ICU {}, the image has glibc {} and ICU {}",
-        or_none(&marker.glibc),
-        or_none(&marker.icu),
-        or_none(&new.glibc),
-        or_none(&new.icu)
-    );
+    let what = format!("collations may change under the data here: it was used with {used}, the image has {new}");
     let remedy = "with `firstboot update --allow-collation-change` it is taken all the same; afterwards rebuild the indexes that \
                   depend on them, on the primary, and run ALTER DATABASE … REFRESH COLLATION VERSION";
     Ok(Err(Misfit::Collation(Problem::new(what, place, remedy))))
+}
+
+/// What this node's entry in the registry says of its data.
+pub fn published(image: &ImageInfo) -> Option<Collations> {
+    Some(Collations::of(image)).filter(|known| known.glibc.is_some() || known.icu.is_some())
+}
+
+/// Whether the cluster's data, which Patroni is about to copy to this node, was sorted as this image sorts. `nodes`: what others
+/// publish, by slot; `leader`: the one that leads, whose data is copied. Without a leader it may be anybody's.
+pub fn check_copy(
+    image: &ImageInfo,
+    nodes: &BTreeMap<String, Collations>,
+    leader: Option<&str>,
+    wish: Option<&Wish>,
+) -> Result<(), Misfit> {
+    let new = Collations::of(image);
+    let copied = |slot: &String| leader.is_none_or(|leader| leader == slot);
+    let other = nodes.iter().find(|(slot, theirs)| copied(slot) && !theirs.covers(&new));
+    let Some((slot, theirs)) = other else { return Ok(()) };
+    // The operator has said of this version that it may sort differently.
+    if wish.is_some_and(|wish| wish.collations && wish.version == image.version) {
+        return Ok(());
+    }
+    let what = format!(
+        "collations would change under the data that this node is to copy: {slot} uses it with {theirs}, the image here has {new}"
+    );
+    let remedy = "PostgreSQL was not started here. Give this node an image with those versions, or give the whole cluster this \
+                  one: `firstboot update SET --cluster --allow-collation-change` on a node that runs; afterwards rebuild the \
+                  indexes that depend on them";
+    Err(Misfit::Collation(Problem::new(what, slot.clone(), remedy)))
+}
+
+/// `glibc 2.41 and ICU 76.1`.
+impl fmt::Display for Collations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_none = |version: &Option<String>| version.clone().unwrap_or_else(|| "none".to_owned());
+        write!(f, "glibc {} and ICU {}", or_none(&self.glibc), or_none(&self.icu))
+    }
 }
 
 impl Collations {
@@ -254,9 +322,58 @@ mod tests {
             accept(&layout, &new).unwrap();
             assert!(fits(glibc, icu).0.is_ok());
         }
+        // For that version alone, and no update is spared the question.
+        let (_, new) = fits("2.42-1", "76.1-4");
+        let later = ImageInfo { version: "20270101.00000001".into(), ..new.clone() };
+        assert!(check(&layout, &later, None).unwrap().is_err() && check_anew(&layout, &new, None).unwrap().is_err());
         // Used with it, it is what counts from now on.
         let (_, new) = fits("2.42-1", "76.1-4");
         record(&layout, &new).unwrap();
         assert!(fits("2.42-1", "76.1-4").0.is_ok() && fits("2.41-12", "76.1-4").0.is_err());
+    }
+
+    #[test]
+    fn what_an_older_agent_accepted_lets_the_image_boot_that_it_wrote() {
+        let (_dir, layout, mut image) = node(1);
+        image.glibc = Some("2.42-1".into());
+        let old = r#"{"schema": 1, "postgresql": 17, "catalog": 1, "glibc": "2.41", "icu": null,
+                      "accepted": [{"glibc": "2.42", "icu": null}]}"#;
+        fs::write(marker(&layout), old).unwrap();
+        assert!(check(&layout, &image, None).unwrap().is_ok() && check_anew(&layout, &image, None).unwrap().is_err());
+        accept(&layout, &image).unwrap();
+        let kept: Marker = durable::read_json(&marker(&layout)).unwrap().unwrap();
+        assert_eq!(
+            kept.accepted.iter().map(|one| one.version.as_deref()).collect::<Vec<_>>(),
+            [None, Some(image.version.as_str())]
+        );
+    }
+
+    #[test]
+    fn data_is_copied_only_to_an_image_that_sorts_like_its_leader() {
+        let mut image: ImageInfo = serde_json::from_str(crate::fixtures::IMAGE).unwrap();
+        image.glibc = Some("2.42-1".into());
+        let of = |glibc: &str| Collations { glibc: Some(glibc.into()), icu: None };
+        let nodes = |all: [(&str, &str); 2]| BTreeMap::from(all.map(|(slot, glibc)| (slot.to_owned(), of(glibc))));
+        let rolling = nodes([("pg-1", "2.41"), ("pg-2", "2.42")]);
+        let check = |leader, wish| check_copy(&image, &rolling, leader, wish);
+        let Err(Misfit::Collation(problem)) = check(Some("pg-1"), None) else { panic!() };
+        assert!(problem.what.contains("pg-1 uses it with glibc 2.41") && problem.what.contains("2.42"), "{problem}");
+        assert!(check(Some("pg-2"), None).is_ok(), "the leader sorts as this image does");
+        assert!(check(None, None).is_err(), "anybody's data may be copied");
+        assert!(check(Some("pg-3"), None).is_ok(), "an agent that publishes nothing");
+        assert!(check_copy(&image, &BTreeMap::new(), None, None).is_ok(), "the first node of all");
+        let wish = |version: &str, collations| Wish {
+            schema: 1,
+            version: version.into(),
+            source: "/set".into(),
+            sums_sha256: String::new(),
+            older: false,
+            collations,
+            by: "pg-1".into(),
+            since: String::new(),
+        };
+        let (this, another, without) = (wish(&image.version, true), wish("another", true), wish(&image.version, false));
+        assert!(check(Some("pg-1"), Some(&this)).is_ok(), "the operator allowed it for this version");
+        assert!(check(Some("pg-1"), Some(&another)).is_err() && check(Some("pg-1"), Some(&without)).is_err());
     }
 }

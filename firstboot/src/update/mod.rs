@@ -212,7 +212,7 @@ fn architecture() -> &'static str {
 
 /// Whether the data here fits the set's image (safety rule 10), before anything is written.
 async fn fit(layout: &Layout, set: &Set, allow: Allow) -> Result<()> {
-    let problem = match fits::check(layout, &set.image, set.catalog)? {
+    let problem = match fits::check_anew(layout, &set.image, set.catalog)? {
         Ok(()) => return Ok(()),
         Err(Misfit::Server(problem)) => return Err(problem.into()),
         Err(Misfit::Collation(problem)) => problem,

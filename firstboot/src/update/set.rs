@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fs_err as fs;
+use reqwest::Url;
+use reqwest::redirect::Policy;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -27,6 +29,8 @@ const MOST_MANIFEST: u64 = 64 << 20;
 const ANSWER: Duration = Duration::from_secs(30);
 /// Certificates of public authorities, in every image.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// As browsers and curl have it, more or less; mirrors need two.
+const MOST_REDIRECTS: usize = 10;
 /// Parts of an answer on their way from the network to the disk.
 const PARTS: usize = 16;
 
@@ -259,7 +263,18 @@ fn download(url: String) -> Result<Download> {
 }
 
 async fn fetch(url: &str, parts: &std::sync::mpsc::SyncSender<std::io::Result<Vec<u8>>>) -> Result<()> {
-    let client = reqwest::Client::builder().no_proxy().connect_timeout(ANSWER).read_timeout(ANSWER);
+    let redirects = Policy::custom(|attempt| {
+        let previous = attempt.previous();
+        if previous.len() > MOST_REDIRECTS {
+            return attempt.error("it is redirected without end");
+        }
+        if is_unprotected(previous, attempt.url()) {
+            return attempt.error("it is redirected from https to an address without protection");
+        }
+        attempt.follow()
+    });
+    let client = reqwest::Client::builder().no_proxy().redirect(redirects);
+    let client = client.connect_timeout(ANSWER).read_timeout(ANSWER);
     let client = client.tls_backend_preconfigured(public_tls()?).dns_resolver(Resolved::default()).build()?;
     let answer = client.get(url).send().await.map_err(|error| anyhow::anyhow!(crate::etcd::plain(&error)))?;
     anyhow::ensure!(answer.status().is_success(), "the server says {}", answer.status());
@@ -273,6 +288,11 @@ async fn fetch(url: &str, parts: &std::sync::mpsc::SyncSender<std::io::Result<Ve
     }
     anyhow::ensure!(length.is_none_or(|length| length == got), "the answer ended after {got} bytes");
     Ok(())
+}
+
+/// Whether a redirect leads away from what TLS protects: who asked for https must not get another's bytes.
+fn is_unprotected(previous: &[Url], next: &Url) -> bool {
+    next.scheme() != "https" && previous.iter().any(|url| url.scheme() == "https")
 }
 
 /// TLS that believes whom the image's own list of authorities believes.
@@ -321,6 +341,17 @@ pub(crate) mod tests {
         sums.push_str(&format!("{}  {MANIFEST}\n", sha256(&manifest)));
         fs::write(dir.join(SUMS), sums).unwrap();
         Set::read(&Source::Directory(dir.to_owned()), None).unwrap()
+    }
+
+    #[test]
+    fn a_redirect_never_leaves_https() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        let refused = |previous: &[&str], next: &str| {
+            is_unprotected(&previous.iter().map(|text| url(text)).collect::<Vec<_>>(), &url(next))
+        };
+        assert!(refused(&["https://a/x"], "http://a/x") && refused(&["http://a/x", "https://a/x"], "http://b/x"));
+        assert!(!refused(&["https://a/x"], "https://b/x") && !refused(&["http://a/x"], "http://b/x"));
+        assert!(!refused(&["http://a/x"], "https://a/x"));
     }
 
     #[test]
