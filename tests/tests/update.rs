@@ -148,7 +148,12 @@ fn story() -> anyhow::Result<()> {
     let cluster = cluster.up()?;
     cluster.wait_healthy(STEP)?;
     cluster.wait_good(&cluster.others, 2 * STEP)?;
-    since("the cluster is healthy, its repository host good");
+    cluster.wait_for("the first full backup", 2 * STEP, || {
+        let notes = cluster.status(BKP)?.notes;
+        ensure!(!notes.iter().any(|note| note.starts_with("backups:")), "{notes:?}");
+        Ok(())
+    })?;
+    since("the cluster is healthy, its repository host good and settled");
     takes(&cluster, &good)?;
     since("all nodes have the version");
     archived(&cluster)?;

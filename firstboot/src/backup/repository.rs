@@ -80,13 +80,17 @@ async fn look(backups: &Backups, done: &mut Done) -> Result<Option<String>> {
     let record = match (record, &content) {
         (Some(record), Content::Empty) => return Err(lost(backups, &record).into()),
         (Some(record), _) => record,
+        // Neither a stanza nor a first backup can be made between two versions.
+        (None, _) if pauses.is_some() => return Ok(pauses),
         (None, content) => match stanza(backups, &system_id, content).await? {
             Ok(record) => record,
             Err(waiting) => return Ok(Some(waiting)),
         },
     };
     let Content::Own { first_full, last } = content else { return Ok(Some("the first full backup".to_owned())) };
-    let Some(first_full) = first_full else { return first(backups, done).await };
+    let Some(first_full) = first_full else {
+        return if pauses.is_some() { Ok(pauses) } else { first(backups, done).await };
+    };
     // The first one stays known after it has expired.
     let known = Record { first_full: record.first_full.clone().or(Some(first_full)), last, ..record.clone() };
     if known != record {
