@@ -60,6 +60,18 @@ fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
     assert_eq!(value(&second, "var"), "/dev/vda1 ext4 kept", "{second}");
     assert_eq!(value(&second, "id"), value(&first, "id"), "{second}");
     assert_eq!((value(&second, "failed"), value(&second, "sql")), ("[]", "42"), "{second}");
+
+    // Somebody breaks the metadata, and the power fails: no reason to leave a database down.
+    let broken = work.path().join("broken");
+    fs_err::create_dir(&broken)?;
+    fs_err::write(broken.join("meta-data"), "instance-id: pg-1\n")?;
+    fs_err::write(broken.join("user-data"), "#cloud-config\npgkiln: {rolle: node}\n")?;
+    let volume = work.path().join("broken.iso");
+    pgkiln::cluster::write_cidata(&broken, &volume)?;
+    let third = machine.seed(&volume).boot()?.wait_for_end(LIMIT)?;
+    assert!(third.contains("METADATA IGNORED, it is broken") && third.contains("rolle"), "{third}");
+    assert_eq!(value(&third, "var"), "/dev/vda1 ext4 kept", "{third}");
+    assert_eq!((value(&third, "failed"), value(&third, "sql")), ("[]", "42"), "{third}");
     Ok(())
 }
 
