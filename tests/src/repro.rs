@@ -93,7 +93,7 @@ impl Conditions {
             // Pauses are measured by the monotonic clock, which stays right; times of files too, or cargo would find all of
             // them too young.
             cmd = cmd.env("NO_FAKE_STAT", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-            cmd = cmd.env("RUSTC_WRAPPER", without_preload(work)?).wrapped_by(&table::FAKETIME, ["-f", later]);
+            cmd = cmd.env("RUSTC", without_preload(work)?).wrapped_by(&table::FAKETIME, ["-f", later]);
         }
         let said = self.with_ours(|| binary::run(cmd))?;
         ensure!(said.code == Some(0), "baking {self:?}\n{}", said.stderr);
@@ -178,10 +178,11 @@ impl Place {
     }
 }
 
-/// A program that runs rustc in today's world: with faketime's library its memory allocator waits for itself for ever.
+/// rustc in today's world: with faketime's library its memory allocator waits for itself for ever. Not a wrapper, which build
+/// scripts that ask rustc for its version go around.
 fn without_preload(dir: &Path) -> anyhow::Result<PathBuf> {
-    let path = dir.join("rustc-wrapper");
-    fs_err::write(&path, "#!/bin/sh\nunset LD_PRELOAD\nexec \"$@\"\n")?;
+    let path = dir.join("rustc-today");
+    fs_err::write(&path, "#!/bin/sh\nunset LD_PRELOAD\nexec rustc \"$@\"\n")?;
     fs_err::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     Ok(path)
 }
