@@ -1,6 +1,5 @@
 //! Where a bake's inputs come from and its outputs go.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -17,6 +16,7 @@ use crate::progress::Step;
 use crate::signature;
 use crate::store::Store;
 use crate::tool::{Cmd, table};
+use crate::verify;
 
 /// Has all packages of the recipes in the cache: from a store if one is given, else from the archives; with `relock` a lock the
 /// archive no longer serves is resolved anew (then the second value is true).
@@ -51,25 +51,27 @@ pub(super) fn fetch<const N: usize>(
 /// set is complete. What an earlier version left there goes: beside the new sums it would pass for the new version's.
 pub(super) fn publish(made: &Path, manifest: &Manifest<'_>, out: &Path) -> anyhow::Result<PathBuf> {
     fs_err::create_dir_all(out)?;
-    let sums = out.join("SHA256SUMS");
+    let mut json = serde_json::to_vec_pretty(manifest)?;
+    json.push(b'\n');
+    let lines = manifest.outputs.iter().map(|output| format!("{}  {}\n", output.sha256, output.name));
+    let text = lines.collect::<String>() + &format!("{}  manifest.json\n", Sha256::of(&json));
+    let sums = out.join(verify::SUMS);
     let stale = stale(out, manifest.version);
+    // The same bake again is what was signed.
+    if fs_err::read_to_string(&sums).ok().as_ref() != Some(&text) {
+        remove(&out.join(signature::FILE))?;
+    }
     remove(&sums)?;
-    remove(&out.join(signature::FILE))?;
     for name in stale {
         remove(&out.join(name))?;
     }
-    let mut json = serde_json::to_vec_pretty(manifest)?;
-    json.push(b'\n');
     fs_err::write(made.join("manifest.json"), &json)?;
-    let mut text = String::new();
     for output in &manifest.outputs {
         place(&made.join(&output.name), &out.join(&output.name))?;
-        let _ = writeln!(text, "{}  {}", output.sha256, output.name);
     }
     place(&made.join("manifest.json"), &out.join("manifest.json"))?;
-    let _ = writeln!(text, "{}  manifest.json", Sha256::of(&json));
-    fs_err::write(made.join("SHA256SUMS"), text)?;
-    place(&made.join("SHA256SUMS"), &sums)?;
+    fs_err::write(made.join(verify::SUMS), text)?;
+    place(&made.join(verify::SUMS), &sums)?;
     Ok(fs_err::canonicalize(out)?)
 }
 

@@ -42,8 +42,9 @@ const WITHOUT: [&str; 14] = [
 pub(super) const THOROUGHLY: Duration = Duration::from_secs(120);
 /// For one that is only to be described.
 pub(super) const BRIEFLY: Duration = Duration::from_secs(5);
-/// Of one file system: names of directories that wait for their turn are kept in memory.
-const MOST_DIRECTORIES: usize = 2_000_000;
+/// Of one file system: names of directories that wait for their turn are kept in memory, of which a live machine may have
+/// little more than its image.
+const MOST_DIRECTORIES: usize = 500_000;
 
 /// What is on a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]

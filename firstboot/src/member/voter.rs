@@ -117,11 +117,12 @@ impl Member {
     /// is born.
     pub(super) async fn settle(&self, client: &Client, lock: Option<LeaseId>) -> Result<()> {
         let (spec, board, accounts) = (self.spec(), &self.host.board, self.accounts()?);
+        let unit = self.desired.image.unit("etcd")?;
         let waiting = |error: &anyhow::Error, since: Duration| {
             let since = since.as_secs();
-            board.waiting(match board.broken() {
+            board.waiting(match board.broken().filter(|broken| broken.place == unit) {
                 // Nobody answers here, which says nothing about the others.
-                Some(broken) => format!("{} to start on this node for {since} s", broken.place),
+                Some(_) => format!("{unit} to start on this node for {since} s"),
                 None => format!("etcd's quorum for {since} s: {error:#}"),
             });
         };
