@@ -9,6 +9,8 @@ use anyhow::Context;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Digest as _;
 
+use crate::sparse::Sparse;
+
 /// A SHA-256 digest; written and read as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sha256([u8; 32]);
@@ -38,8 +40,13 @@ impl Sha256 {
 
     /// The digest and length of the file at `path`.
     pub fn of_file(path: &Path) -> anyhow::Result<(Self, u64)> {
-        let file = fs_err::File::open(path)?;
-        Self::of_reader(file).with_context(|| format!("reading {}", path.display()))
+        let file = fs_err::File::open(path)?.into_parts().0;
+        let meta = file.metadata().with_context(|| format!("looking at {}", path.display()))?;
+        let read = match meta.is_file() {
+            true => Self::of_reader(Sparse::new(&file, 0, meta.len())),
+            false => Self::of_reader(file),
+        };
+        read.with_context(|| format!("reading {}", path.display()))
     }
 
     /// A digest computed elsewhere.

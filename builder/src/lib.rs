@@ -25,6 +25,7 @@ pub mod problem;
 pub mod progress;
 pub mod sandbox;
 pub mod signature;
+mod sparse;
 pub mod store;
 pub mod strict;
 pub mod tool;

@@ -103,7 +103,9 @@ pub struct Partition {
     pub offset: u64,
     /// Size in bytes.
     pub bytes: u64,
-    /// Digest of all of them.
+    /// How many of them are in use: whole blocks of 4096, and all behind them is zeros.
+    pub used: u64,
+    /// Digest of those in use: of the root, that of the root image.
     pub sha256: Sha256,
 }
 

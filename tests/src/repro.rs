@@ -118,6 +118,15 @@ impl Conditions {
     }
 }
 
+impl std::fmt::Display for Conditions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { out, zone, locale, mask, user, one_processor, later } = self;
+        let processors = if *one_processor { "one processor" } else { "all processors" };
+        let date = later.map_or_else(|| "today".to_owned(), |later| format!("today {later}"));
+        write!(f, "{date}, {zone}, {locale}, umask {mask:03o}, as {user}, in `{out}`, {processors}")
+    }
+}
+
 /// What a bake reads, and where it keeps things.
 #[derive(Debug, Clone)]
 pub struct Place {

@@ -322,6 +322,14 @@ fn two_bakes_give_the_same_bytes() -> Result {
     assert_eq!(verified.files, sums(&second)?.lines().count());
     assert!(verified.root_hash.is_some() && verified.unlisted.is_empty(), "{:?}", verified.unlisted);
 
+    let manifest: serde_json::Value = serde_json::from_slice(&fs_err::read(second.join("manifest.json"))?)?;
+    let listed = |list: &str, key: &str, name: &str| -> Option<serde_json::Value> {
+        manifest[list].as_array()?.iter().find(|one| one[key] == name).cloned()
+    };
+    let root = listed("outputs", "format", "squashfs").context("no root")?;
+    let slot = listed("partitions", "type", "root").context("no slot")?;
+    assert_eq!((&root["bytes"], &root["sha256"]), (&slot["used"], &slot["sha256"]), "the slot has the root and zeros");
+
     // Both bakes have their cache on one file system; another lists directories in another order.
     let disk = pgkiln::disk::gpt::read(&second.join("debian-13.raw"))?;
     let esp = disk.partitions.iter().find(|one| one.kind == pgkiln::disk::gpt::Kind::Esp).context("no ESP")?;

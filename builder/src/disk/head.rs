@@ -1,18 +1,13 @@
 //! The head of the disk: its first bytes, from the partition table to the last byte the EFI system partition uses. Beside the root
 //! and its hash tree this is all an installer needs, and it is a few MiB: behind it a fresh system partition is zeros.
 
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use super::gpt::{self, Kind};
 use crate::digest::Sha256;
-
-/// The head is in whole ones, so that it can be a block device.
-const BLOCK: u64 = 4096;
-/// What is looked at in one go.
-const CHUNK: u64 = 1 << 20;
+use crate::sparse::{self, Sparse};
 
 /// A head, in a file of its own.
 #[derive(Debug, Clone)]
@@ -34,21 +29,11 @@ pub(super) fn cut(raw: &Path, to: PathBuf) -> anyhow::Result<Head> {
     let esp = table.partitions.first().filter(|one| one.kind == Kind::Esp);
     let esp = esp.context("the EFI system partition comes first on the disk, or an installer could not find it")?;
     let disk = fs_err::File::open(raw)?.into_parts().0;
-    let limit = esp.offset + esp.bytes;
-    let mut used = 0;
-    let mut bytes = vec![0; CHUNK as usize];
-    for at in (0..limit).step_by(CHUNK as usize) {
-        let part = &mut bytes[..CHUNK.min(limit - at) as usize];
-        disk.read_exact_at(part, at)?;
-        if let Some(last) = part.iter().rposition(|byte| *byte != 0) {
-            used = at + last as u64 + 1;
-        }
-    }
-    let bytes = used.next_multiple_of(BLOCK);
-    let mut part = std::io::Read::take(&disk, bytes);
+    // In whole blocks, so that it can be a block device.
+    let (bytes, sha256) = sparse::content(&disk, 0, esp.offset + esp.bytes)?;
     let mut file = fs_err::File::create(&to)?;
-    std::io::copy(&mut part, &mut file).context("copying the head of the disk")?;
-    let (sha256, written) = Sha256::of_file(&to)?;
+    let written =
+        std::io::copy(&mut Sparse::new(&disk, 0, bytes), &mut file).context("copying the head of the disk")?;
     anyhow::ensure!(written == bytes, "the disk ends within its head");
     Ok(Head { path: to, bytes, sha256 })
 }

@@ -1,6 +1,5 @@
 //! The partitions of the disk, written by the tool tree's systemd-repart from the definitions in `repart.d`.
 
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -11,6 +10,7 @@ use crate::image::Image;
 use crate::manifest::Partition;
 use crate::problem::Problem;
 use crate::progress::size;
+use crate::sparse;
 
 /// How much of its slot a root may fill: the next image will be larger, and the size of a slot is for ever.
 const SLOT_PERCENT: u64 = 80;
@@ -96,13 +96,13 @@ impl Plan {
 /// What a raw disk holds, as the manifest says it.
 pub fn describe(raw: &Path) -> anyhow::Result<Vec<Partition>> {
     let table = gpt::read(raw)?;
+    let disk = fs_err::File::open(raw)?.into_parts().0;
     let describe = |one: gpt::Partition| {
-        let mut file = fs_err::File::open(raw)?;
-        file.seek(SeekFrom::Start(one.offset))?;
-        let (sha256, read) = Sha256::of_reader(file.take(one.bytes))?;
-        anyhow::ensure!(read == one.bytes, "{} ends within partition `{}`", raw.display(), one.label);
+        let content = sparse::content(&disk, one.offset, one.bytes);
+        let (used, sha256) =
+            content.with_context(|| format!("reading partition `{}` of {}", one.label, raw.display()))?;
         let (kind, label) = (one.kind.name().to_owned(), one.label);
-        Ok(Partition { kind, label, uuid: one.uuid, offset: one.offset, bytes: one.bytes, sha256 })
+        Ok(Partition { kind, label, uuid: one.uuid, offset: one.offset, bytes: one.bytes, used, sha256 })
     };
     table.partitions.into_iter().map(describe).collect()
 }

@@ -155,21 +155,22 @@ pub struct Made {
     pub partitions: Vec<Partition>,
 }
 
-/// Makes the formats and describes what came of it. Most of the time goes into digests, so the disk's partitions are read beside.
+/// Makes the formats and describes what came of it. Most of the time goes into digests, so what is there already is read beside.
 pub fn make(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Made> {
     std::thread::scope(|scope| {
-        let described = inputs.disk.map(|disk| scope.spawn(|| partitions::describe(&disk.raw)));
-        let files = files(formats, inputs)?;
-        let partitions = match described {
-            Some(thread) => thread.join().map_err(|_| anyhow::anyhow!("reading the disk broke off"))??,
-            None => Vec::new(),
-        };
-        Ok(Made { files, partitions })
+        let given = scope.spawn(|| {
+            let root = describe(inputs.root, "squashfs")?;
+            let partitions = inputs.disk.map(|disk| partitions::describe(&disk.raw)).transpose()?;
+            anyhow::Ok((root, partitions.unwrap_or_default()))
+        });
+        let made = files(formats, inputs)?;
+        let (root, partitions) = given.join().map_err(|_| anyhow::anyhow!("reading the disk broke off"))??;
+        Ok(Made { files: std::iter::once(root).chain(made).collect(), partitions })
     })
 }
 
 fn files(formats: &[Format], inputs: &Inputs<'_>) -> anyhow::Result<Vec<Output>> {
-    let mut outputs = vec![describe(inputs.root, "squashfs")?];
+    let mut outputs = Vec::new();
     let mut formats = formats.to_vec();
     formats.sort();
     formats.dedup();

@@ -54,12 +54,8 @@ fn run(args: &Cli, ui: &Ui) -> anyhow::Result<bool> {
     if found.is_empty() {
         let sums = fs_err::read_to_string(first.join("SHA256SUMS"))?;
         ui.say(sums.trim_end());
-        ui.say(format!(
-            "{} outputs, all the same in {:?} and {:?}",
-            sums.lines().count(),
-            Conditions::USUAL,
-            Conditions::OTHER
-        ));
+        ui.say(format!("{} outputs, the same bytes in both worlds:", sums.lines().count()));
+        [Conditions::USUAL, Conditions::OTHER].iter().for_each(|world| ui.say(format!("  {world}")));
         return Ok(true);
     }
     found.iter().for_each(|line| ui.say(line));
