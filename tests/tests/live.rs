@@ -45,7 +45,7 @@ fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
     let kernel = loaded(&outputs, work.path(), "pgkiln.live pgkiln.failure=poweroff")?;
     let machine = Machine::new(&work.path().join("machine"), &disk)?.seed(&seed(work.path())?).probe(LOOK);
     // BIOS: live is what a machine without UEFI can do. A good node needs 800 MiB.
-    let machine = machine.bios().memory(1024).kernel(kernel);
+    let machine = machine.bios().memory(1024).kernel(kernel.clone());
     let first = machine.boot()?.wait_for_end(LIMIT)?;
     assert!(first.contains("the image file in memory is /dev/loop0"), "{first}");
     assert!(first.contains("goes to /dev/vda (2.0 GiB, serial DISK1), which becomes its own"), "{first}");
@@ -68,10 +68,21 @@ fn a_live_node_keeps_its_data_on_the_blank_disk() -> Result {
     fs_err::write(broken.join("user-data"), "#cloud-config\npgkiln: {rolle: node}\n")?;
     let volume = work.path().join("broken.iso");
     pgkiln::cluster::write_cidata(&broken, &volume)?;
-    let third = machine.seed(&volume).boot()?.wait_for_end(LIMIT)?;
+    let machine = machine.seed(&volume);
+    let third = machine.boot()?.wait_for_end(LIMIT)?;
     assert!(third.contains("METADATA IGNORED, it is broken") && third.contains("rolle"), "{third}");
     assert_eq!(value(&third, "var"), "/dev/vda1 ext4 kept", "{third}");
     assert_eq!((value(&third, "failed"), value(&third, "sql")), ("[]", "42"), "{third}");
+
+    // A disk that is named and not there may be the one with the data: nothing is begun on another, nor taken for it.
+    let before = pgkiln::digest::Sha256::of_file(&disk)?;
+    let elsewhere = Kernel { command_line: format!("{} pgkiln.disk=serial:GONE", kernel.command_line), ..kernel };
+    let fourth = machine.kernel(elsewhere).boot()?.wait_for_end(LIMIT)?;
+    assert!(
+        fourth.contains("there is no disk `serial:GONE`") && fourth.contains("on /dev/vda1 is this node's"),
+        "{fourth}"
+    );
+    assert!(pgkiln::digest::Sha256::of_file(&disk)? == before, "the disk was written to");
     Ok(())
 }
 

@@ -25,20 +25,37 @@ const WORK: &str = "/run/pgkiln-state";
 /// Finds or makes the partition, and has it called `/dev/disk/pgkiln/var`.
 pub async fn run(layout: &Layout) -> Result<()> {
     let disks = disks::list().await?;
-    let wanted = wanted(&cmdline(layout)?, metadata_disk(layout), is_kept(&disks))?;
+    let kept = kept(&disks);
+    let wanted = wanted(&cmdline(layout)?, metadata_disk(layout), !kept.is_empty())?;
     let partition = match existing(&disks, &wanted)? {
         Some(partition) => {
             say(&format!("the data of this node (/var) is on {}", partition.path.display()));
             partition
         }
-        None => make(disks, &wanted).await?,
+        None => make(disks, &wanted).await.map_err(|error| with_hint(error, &kept))?,
     };
     announce(&partition).await
 }
 
-/// Whether an earlier boot has left data here.
-fn is_kept(disks: &[Disk]) -> bool {
-    disks.iter().flat_map(Disk::all).any(|part| part.partlabel.as_deref() == Some(LABEL))
+/// Where earlier boots have left data.
+fn kept(disks: &[Disk]) -> Vec<Disk> {
+    disks.iter().flat_map(Disk::all).filter(|part| part.partlabel.as_deref() == Some(LABEL)).cloned().collect()
+}
+
+/// A named disk that is not there, or may not be taken, and data of earlier boots elsewhere: whose that is only a person knows.
+fn with_hint(error: anyhow::Error, kept: &[Disk]) -> anyhow::Error {
+    let Some(part) = kept.first() else { return error };
+    match error.downcast::<Problem>() {
+        Ok(problem) => {
+            let remedy = format!(
+                "{}; or, if the data of an earlier boot on {} is this node's, name that disk or none",
+                problem.remedy,
+                part.path.display()
+            );
+            Problem { remedy, ..problem }.into()
+        }
+        Err(error) => error,
+    }
 }
 
 /// What is wanted. Metadata that is broken now must not keep a database from starting: what was accepted is on the disk, and
@@ -142,7 +159,17 @@ mod tests {
         let good = Ok(Some(SystemDisk { serial: Some("B".into()), ..SystemDisk::default() }));
         assert_eq!(wanted("ro", good, true).unwrap().disk, Some(Selector::Serial("B".into())));
         let disks = [disk("/dev/vda", "A", Some("var")), disk("/dev/vdb", "B", Some(LABEL))];
-        assert!(is_kept(&disks) && !is_kept(&disks[..1]));
+        assert_eq!((kept(&disks).len(), kept(&disks[..1]).len()), (1, 0));
+    }
+
+    #[test]
+    fn data_of_an_earlier_boot_beside_a_disk_that_is_not_there_is_told() {
+        let absent = || anyhow::Error::from(Problem::new("there is no disk `serial:C`", "disks", "attach that disk"));
+        let disks = [disk("/dev/vda", "A", Some("var")), disk("/dev/vdb", "B", Some(LABEL))];
+        let told = with_hint(absent(), &kept(&disks)).downcast::<Problem>().unwrap().remedy;
+        assert!(told.starts_with("attach that disk; or") && told.contains("on /dev/vdb1 is this node's"), "{told}");
+        let first_boot = with_hint(absent(), &kept(&disks[..1])).downcast::<Problem>().unwrap().remedy;
+        assert_eq!(first_boot, "attach that disk");
     }
 
     #[test]
