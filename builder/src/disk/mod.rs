@@ -36,7 +36,7 @@ pub mod verity;
 
 /// The code that decides a disk's bytes. With the definitions of its partitions it is part of an image's version: two builders that make another disk of the same
 /// packages must not call both the same, or a node would take the other one for what it already has.
-const CODE: [&str; 13] = [
+const CODE: [&str; 14] = [
     include_str!("boot.rs"),
     include_str!("cpio.rs"),
     include_str!("esp.rs"),
@@ -50,6 +50,7 @@ const CODE: [&str; 13] = [
     include_str!("partitions.rs"),
     include_str!("uki.rs"),
     include_str!("verity.rs"),
+    include_str!("../sparse.rs"),
 ];
 
 /// Digest of what decides an image's disk beside its content.
