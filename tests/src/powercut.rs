@@ -31,8 +31,7 @@ if [ "$step" = update ]; then
     echo look > /var/step
     sync
     say begin now
-    firstboot update --older --json /run/set/good
-    say end now
+    firstboot update --older --json /run/set/good && say end now
     sleep infinity
 fi
 until firstboot verdict; do sleep 1; done
@@ -161,11 +160,15 @@ impl Prepared {
         let mut booted = self.machine(disk)?.boot()?;
         booted.wait_for("probe-begin=", LIMIT)?;
         std::thread::sleep(moment);
+        let had_ended = booted.said()?.contains("probe-end=");
         drop(booted);
         let look = self.look(disk)?;
         ensure!(look.has_data && look.id == id, "another machine, or without its data: {} was {id}", look.id);
+        // What the update has said to be done is on the disk.
+        ensure!(!had_ended || look.version == self.versions[1], "{} runs after a finished update", look.version);
+        let when = if had_ended { "after its end" } else { "before its end" };
         let which = if look.version == self.versions[0] { "the version before" } else { "the new version" };
-        Ok(format!("update cut after {:.1}s: {which}", moment.as_secs_f64()))
+        Ok(format!("update cut after {:.1}s, {when}: {which}", moment.as_secs_f64()))
     }
 }
 
