@@ -43,7 +43,8 @@ impl Sha256 {
         let file = fs_err::File::open(path)?.into_parts().0;
         let meta = file.metadata().with_context(|| format!("looking at {}", path.display()))?;
         let read = match meta.is_file() {
-            true => Self::of_reader(Sparse::new(&file, 0, meta.len())),
+            // To wherever it ends: what /proc and /sys call empty is not.
+            true => Self::of_reader(Sparse::new(&file, 0, u64::MAX)),
             false => Self::of_reader(file),
         };
         read.with_context(|| format!("reading {}", path.display()))
@@ -129,6 +130,12 @@ impl<'de> Deserialize<'de> for Sha256 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_whose_length_the_kernel_does_not_know_is_read() {
+        let (sha256, bytes) = Sha256::of_file(Path::new("/proc/version")).unwrap();
+        assert_eq!((sha256, bytes > 0), (Sha256::of(fs_err::read("/proc/version").unwrap()), true));
+    }
 
     #[test]
     fn empty_input_has_the_well_known_digest_and_text_round_trips() {

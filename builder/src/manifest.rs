@@ -103,9 +103,10 @@ pub struct Partition {
     pub offset: u64,
     /// Size in bytes.
     pub bytes: u64,
-    /// How many of them are in use: whole blocks of 4096, and all behind them is zeros.
-    pub used: u64,
-    /// Digest of those in use: of the root, that of the root image.
+    /// How many of them are in use: whole blocks of 4096, and all behind them is zeros. Manifests from before this field have none.
+    #[serde(default)]
+    pub used: Option<u64>,
+    /// Digest of those in use: of the root, that of the root image. Without [`Self::used`] it is of all.
     pub sha256: Sha256,
 }
 

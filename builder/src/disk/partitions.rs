@@ -99,10 +99,10 @@ pub fn describe(raw: &Path) -> anyhow::Result<Vec<Partition>> {
     let disk = fs_err::File::open(raw)?.into_parts().0;
     let describe = |one: gpt::Partition| {
         let content = sparse::content(&disk, one.offset, one.bytes);
-        let (used, sha256) =
-            content.with_context(|| format!("reading partition `{}` of {}", one.label, raw.display()))?;
+        let (used, sha256) = content
+            .with_context(|| format!("partition `{}` of {} cannot be read to its end", one.label, raw.display()))?;
         let (kind, label) = (one.kind.name().to_owned(), one.label);
-        Ok(Partition { kind, label, uuid: one.uuid, offset: one.offset, bytes: one.bytes, used, sha256 })
+        Ok(Partition { kind, label, uuid: one.uuid, offset: one.offset, bytes: one.bytes, used: Some(used), sha256 })
     };
     table.partitions.into_iter().map(describe).collect()
 }

@@ -80,3 +80,19 @@ fn the_root_hash_is_that_of_the_data() {
     file.write_all_at(&[99], 4096 + 4097).unwrap();
     assert_ne!(verity::recompute(&file, 4096, hashes).unwrap().root_hash, found.root_hash);
 }
+
+#[test]
+fn a_partition_is_judged_by_what_its_manifest_knows() {
+    let json = serde_json::json!({
+        "type": "root", "label": "1", "uuid": uuid::Uuid::nil(), "offset": 0, "bytes": 8192, "sha256": Sha256::of("all"),
+    });
+    let before: Partition = serde_json::from_value(json).unwrap();
+    let found = Partition { used: Some(4096), sha256: Sha256::of("in use"), ..before.clone() };
+    assert!(partition(&before, &[found.clone()], "x").is_none(), "from before `used`");
+    assert!(partition(&found, &[found.clone()], "x").is_none());
+    for other in
+        [Partition { used: Some(8192), ..found.clone() }, Partition { sha256: Sha256::of("x"), ..found.clone() }]
+    {
+        assert!(partition(&found, &[other], "x").unwrap().what.contains("altered"));
+    }
+}
