@@ -88,8 +88,8 @@ fn a_partition_is_judged_by_what_its_manifest_knows() {
     });
     let before: Partition = serde_json::from_value(json).unwrap();
     let found = Partition { used: Some(4096), sha256: Sha256::of("in use"), ..before.clone() };
-    assert!(partition(&before, &[found.clone()], "x").is_none(), "from before `used`");
-    assert!(partition(&found, &[found.clone()], "x").is_none());
+    assert!(partition(&before, std::slice::from_ref(&found), "x").is_none(), "from before `used`");
+    assert!(partition(&found, std::slice::from_ref(&found), "x").is_none());
     for other in
         [Partition { used: Some(8192), ..found.clone() }, Partition { sha256: Sha256::of("x"), ..found.clone() }]
     {
